@@ -1,0 +1,47 @@
+"""Installs npgait: the core, its commands (cli/) and its data sets (loaders/) as one package."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "npgait/__init__.py").read_text())[1]
+
+setup(
+    name="npgait",
+    version=VERSION,
+    description="GAIT-prop on NumPy and CuPy: local targets instead of backpropagated gradients",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    package_dir={"npgait": "npgait", "npgait.cli": "cli", "npgait.loaders": "loaders"},
+    packages=[
+        "npgait",
+        "npgait.layers",
+        "npgait.rules",
+        "npgait.presets",
+        "npgait.cli",
+        "npgait.loaders",
+        "npgait.loaders.data",
+    ],
+    package_data={
+        "npgait": ["py.typed"],
+        "npgait.presets": ["*.toml"],
+        "npgait.loaders.data": ["*.h5", "*.txt"],
+    },
+    install_requires=[
+        "numpy>=1.26",
+        "h5py>=3.10",
+        "pillow>=10.0",
+        "click>=8.1",
+        "tqdm>=4.65",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"],
+    },
+    entry_points={"console_scripts": ["npgait = npgait.cli.main:main"]},
+)
