@@ -1,0 +1,128 @@
+"""Activations: f, its inverse f^-1, its derivative f', and the difference quotient of f^-1.
+
+Both activations are strictly increasing and piecewise linear, so each has an exact inverse, and the sign
+of y = f(a) is the sign of a.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from npgait.backend import Array, array_module
+
+
+class Activation(Protocol):
+    """What a layer needs of its activation."""
+
+    def __call__(self, a: Array) -> Array:
+        """Return y = f(a)."""
+
+    def inverse(self, y: Array) -> Array:
+        """Return a = f^-1(y)."""
+
+    def derivative(self, a: Array) -> Array:
+        """Return f'(a)."""
+
+    def difference(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return [f^-1(y) - f^-1(y - s v)] / s."""
+
+    def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return where y and y - s v lie on different sides of the kink (bool, shape of y)."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """f(a) = a."""
+
+    def __call__(self, a: Array) -> Array:
+        """Return a."""
+        return a
+
+    def inverse(self, y: Array) -> Array:
+        """Return y."""
+        return y
+
+    def derivative(self, a: Array) -> Array:
+        """Return ones of the shape of `a`."""
+        return array_module(a).ones_like(a)
+
+    def difference(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return [y - (y - s v)] / s = v."""
+        return v
+
+    def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return False everywhere: there is no kink."""
+        return array_module(y).zeros(y.shape, dtype=bool)
+
+
+@dataclass(frozen=True)
+class LeakyReLU:
+    """f(a) = a where a > 0, slope a elsewhere (2023: slope 0.1).
+
+    Parameters
+    ----------
+    slope : float
+        Slope of the negative side; any finite number above 0.
+
+    Raises
+    ------
+    ValueError
+        If `slope` is not a finite number above 0: f would have no inverse.
+    """
+
+    slope: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.slope > 0 and math.isfinite(self.slope)):
+            raise ValueError(
+                f"slope of the leaky ReLU is {self.slope}; expected a finite number above 0, "
+                "or the activation has no inverse"
+            )
+
+    def __call__(self, a: Array) -> Array:
+        """Return y = f(a)."""
+        return array_module(a).where(a > 0, a, self.slope * a)
+
+    def inverse(self, y: Array) -> Array:
+        """Return f^-1(y): y where y > 0, y / slope elsewhere."""
+        return array_module(y).where(y > 0, y, y / self.slope)
+
+    def derivative(self, a: Array) -> Array:
+        """Return f'(a): 1 where a > 0, slope elsewhere (the kink itself counts as negative)."""
+        one, slope = a.dtype.type(1), a.dtype.type(self.slope)
+        return array_module(a).where(a > 0, one, slope)
+
+    def difference(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return d = [f^-1(y) - f^-1(y - s v)] / s without cancellation.
+
+        Parameters
+        ----------
+        y : array (B, n)
+            Output of the layer.
+        v : array (B, n)
+            Direction of the nudge.
+        s : float or array (B, 1)
+            Size of the nudge; 0 stands for the limit s -> 0.
+
+        Returns
+        -------
+        array (B, n)
+            v over the slope of y's side where y and y - s v lie on one side of the kink. Where the
+            kink is crossed, both slopes count: y and y - s v then have opposite signs, so the
+            quotient adds what a subtraction of inverses would cancel.
+        """
+        xp = array_module(y)
+        y_nudged = y - s * v
+        one_side = v / self.derivative(y)
+        crossed = (y > 0) != (y_nudged > 0)
+        if not crossed.any():
+            return one_side
+        s_crossed = xp.where(crossed, s, y.dtype.type(1))  # s > 0 wherever the kink is crossed
+        two_sides = (self.inverse(y) - self.inverse(y_nudged)) / s_crossed
+        return xp.where(crossed, two_sides, one_side)
+
+    def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return where y and y - s v lie on different sides of the kink (bool, shape of y)."""
+        return (y > 0) != (y - s * v > 0)

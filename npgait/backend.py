@@ -1,0 +1,176 @@
+"""The array module: NumPy, or CuPy where there is a GPU. The only file that imports cupy.
+
+Every other file asks `array_module(x)` which module an array belongs to and calls that module, so one
+line of code serves both.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray; the two share no base class
+
+DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+
+_DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost: memory that NumPy can read
+_DLPACK_GPU = (2, 13)  # kDLCUDA and kDLCUDAManaged
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for cannot be used."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live: `xp` is the array module, `name` what a person calls the device."""
+
+    xp: ModuleType
+    name: str
+    index: int | None = None  # of the CUDA device; None on the CPU
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether arrays live on a CUDA device."""
+        return self.index is not None
+
+
+CPU = Device(np, "cpu")
+
+
+def array_module(x: Array) -> ModuleType:
+    """Return the module that `x` belongs to: cupy for a CuPy array, numpy for all else."""
+    cupy = sys.modules.get("cupy")  # an array of CuPy's exists only once cupy is imported
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    return np
+
+
+def select_device(spec: str = "auto") -> Device:
+    """Return the device that `spec` names.
+
+    Parameters
+    ----------
+    spec : {"auto", "cpu", "gpu", "gpu:N"}
+        "auto" takes the first GPU where there is one and the CPU otherwise, silently.
+
+    Raises
+    ------
+    DeviceError
+        If `spec` is none of these, or names a GPU that is not there.
+    """
+    if spec == "cpu":
+        return CPU
+    kind, _, number = spec.partition(":")
+    if not (spec == "auto" or (kind == "gpu" and (number.isdecimal() or spec == "gpu"))):
+        raise DeviceError(f"device {spec!r} is unknown; use cpu, gpu, gpu:N or auto")
+    index = int(number or 0)
+    cupy, count, why = _find_gpus()
+    if cupy is not None and index < count:
+        cupy.cuda.Device(index).use()
+        return Device(cupy, f"gpu:{index}", index)
+    if spec == "auto":
+        return CPU
+    if count:
+        why = f"there is no GPU {index}; this machine has {count}, counted from 0"
+    raise DeviceError(f"device {spec!r} cannot be used: {why}")
+
+
+def _find_gpus() -> tuple[ModuleType | None, int, str]:
+    """Return cupy (or None), the number of GPUs it sees, and why there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cupy warns about absent CUDA libraries on import
+        try:
+            import cupy
+        except ImportError:
+            return None, 0, "CuPy is not installed (pip install 'npgait[cuda12]' or '[cuda13]')"
+        except Exception as error:  # a broken CUDA installation fails in many ways
+            return None, 0, f"CuPy cannot be imported ({_one_line(error)})"
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except Exception as error:
+            return None, 0, f"CUDA finds no GPU ({_one_line(error)})"
+    return cupy, count, "CUDA finds no GPU"
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def parse_dtype(name: str | np.dtype | type) -> np.dtype:
+    """Return float32 or float64 as a dtype.
+
+    Raises
+    ------
+    ValueError
+        If `name` is neither.
+    """
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype {name!r} is not supported; use float32 or float64")
+    return dtype
+
+
+def as_array(x: Any, xp: ModuleType | None = None) -> Array:
+    """Return `x` as a NumPy or CuPy array, without a copy where that can be.
+
+    Parameters
+    ----------
+    x : array
+        A NumPy or CuPy array, anything with `__dlpack__` (PyTorch, JAX, ...), or a nested sequence.
+    xp : module, optional
+        numpy or cupy: where the result has to live. Default: where `x` lives.
+
+    Raises
+    ------
+    TypeError
+        If `x` is an array that neither NumPy nor CuPy can take.
+    """
+    own = array_module(x)
+    if own is np and not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
+        x = _from_dlpack(x)
+        own = array_module(x)
+    elif own is np:
+        x = np.asarray(x)
+    if xp is None or xp is own:
+        return x
+    return to_host(x) if xp is np else xp.asarray(x)
+
+
+def _from_dlpack(x: Any) -> Array:
+    kind = int(x.__dlpack_device__()[0])
+    try:
+        if kind in _DLPACK_CPU:
+            return np.from_dlpack(x)
+        if kind in _DLPACK_GPU:
+            import cupy
+
+            return cupy.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ImportError) as error:
+        raise TypeError(
+            f"cannot read a {type(x).__module__}.{type(x).__qualname__} through DLPack: {error}"
+        ) from error
+    raise TypeError(
+        f"{type(x).__module__}.{type(x).__qualname__} lives on DLPack device type {kind}; "
+        "expected CPU or CUDA memory"
+    )
+
+
+def to_host(x: Array) -> np.ndarray:
+    """Return `x` as a NumPy array, copied from the device if it lives there."""
+    return x.get() if array_module(x) is not np else np.asarray(x)
+
+
+def synchronise(device: Device) -> None:
+    """Wait until the device has done all that was asked of it; on the CPU it always has."""
+    if device.is_gpu:
+        device.xp.cuda.get_current_stream().synchronize()

@@ -1,0 +1,191 @@
+"""The dense layer: y = f(x W + b), and every equation that a learning rule asks of it.
+
+Each method sees its own arguments and the layer's own parameters, nothing else: that is what *local*
+means in GAIT-prop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from npgait.activations import Activation, LeakyReLU
+from npgait.backend import Array, array_module
+from npgait.orthogonality import InverseSolver
+
+_LU = InverseSolver(method="lu")
+
+
+@dataclass(eq=False)
+class Dense:
+    """A dense layer, square with auxiliary units or not.
+
+    Parameters
+    ----------
+    W : array (n_in, n_out)
+        Weights.
+    b : array (n_out,)
+        Biases.
+    used : int, optional
+        u, the number of outputs that feed the layer above or the loss. The other n_out - u are
+        auxiliary units, which make W square. Default: all.
+    f : Activation
+        Leaky ReLU of slope 0.1 by default.
+    name : str
+        What messages call the layer.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other.
+    """
+
+    W: Array
+    b: Array
+    used: int = -1
+    f: Activation = field(default_factory=LeakyReLU)
+    name: str = "dense"
+
+    def __post_init__(self) -> None:
+        if self.W.ndim != 2 or self.b.shape != self.W.shape[1:]:
+            raise ValueError(
+                f"{self.name}: W {self.W.shape} and b {self.b.shape}; expected W (n_in, n_out) and "
+                "b (n_out,)"
+            )
+        if self.used == -1:
+            self.used = self.n_out
+        if not 1 <= self.used <= self.n_out:
+            raise ValueError(f"{self.name}: used is {self.used}; expected 1 to n_out = {self.n_out}")
+
+    @property
+    def n_in(self) -> int:
+        """Number of inputs."""
+        return self.W.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        """Number of outputs, auxiliary units included (the n_l of normalised GAIT-prop)."""
+        return self.W.shape[1]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether W is square, so that it may have an inverse."""
+        return self.n_in == self.n_out
+
+    # --- the five equations -----------------------------------------------------------------------
+
+    def forward(self, x: Array, *, auxiliary: bool = False) -> tuple[Array, Array]:
+        """Return a = x W + b and y = f(a).
+
+        Parameters
+        ----------
+        x : array (B, n_in)
+        auxiliary : bool
+            Whether auxiliary units are computed too. Absolute targets need them, nothing else does.
+
+        Returns
+        -------
+        a, y : array (B, used), or (B, n_out) with `auxiliary`
+        """
+        u = self.n_out if auxiliary else self.used
+        a = x @ self.W[:, :u] + self.b[:u]
+        y = self.f(a)
+        return a, y
+
+    def inverse(self, y: Array) -> Array:
+        """Return x = g(y) = (f^-1(y) - b) W^-1, auxiliary units included (2023, section 2).
+
+        Parameters
+        ----------
+        y : array (B, n_out)
+
+        Returns
+        -------
+        array (B, n_in)
+
+        Raises
+        ------
+        SingularWeightsError
+            If W has no inverse.
+        """
+        return _LU(self.f.inverse(y) - self.b, self.W, name=self.name)
+
+    def difference_inverse(
+        self,
+        y: Array,
+        v: Array,
+        s: Array | float,
+        *,
+        solver: InverseSolver,
+        G: Array | None = None,
+    ) -> Array:
+        """Return [g(y) - g(y - s v)] / s = d W^-1, d = [f^-1(y) - f^-1(y - s v)] / s.
+
+        What `inverse` would make of the target y - s v, as a difference from the input: the bias
+        cancels, and no digit is lost however small s is. Auxiliary units carry no error, so only the
+        first u rows of W^-1 are applied.
+
+        Parameters
+        ----------
+        y : array (B, used)
+            Output of the layer.
+        v : array (B, used)
+            Direction of the nudge.
+        s : float or array (B, 1)
+            Size of the nudge.
+        solver : InverseSolver
+            Makes the product with W^-1.
+        G : array (n, n), optional
+            W W^T, if it is at hand.
+
+        Returns
+        -------
+        array (B, n_in)
+        """
+        d = self.f.difference(y, v, s)
+        return solver(d, self.W, G, name=self.name)
+
+    def transpose(self, delta: Array, B: Array | None = None) -> Array:
+        """Return delta W^T, or delta B^T with the feedback weights B of feedback alignment.
+
+        Parameters
+        ----------
+        delta : array (B, used)
+        B : array (n_in, used), optional
+
+        Returns
+        -------
+        array (B, n_in)
+        """
+        W = self.W[:, : self.used] if B is None else B
+        return delta @ W.T
+
+    def local_update(self, x: Array, a: Array, error: Array) -> tuple[Array, Array]:
+        """Return dW = x^T [f'(a) * e] and db, the same without x, summed over the batch.
+
+        Parameters
+        ----------
+        x : array (B, n_in)
+        a : array (B, used) or (B, n_out)
+        error : array (B, used)
+            e = m (y - t). Auxiliary units' error is zero, and so is their share of dW and db.
+
+        Returns
+        -------
+        dW : array (n_in, n_out)
+        db : array (n_out,)
+        """
+        u = self.used
+        delta = self.f.derivative(a[:, :u]) * error
+        dW = x.T @ delta
+        db = delta.sum(axis=0)
+        return _with_auxiliary(dW, self.n_out), _with_auxiliary(db, self.n_out)
+
+
+def _with_auxiliary(dW: Array, n_out: int) -> Array:
+    """Return `dW` (..., u) with zeros for the auxiliary units: (..., n_out)."""
+    u = dW.shape[-1]
+    if u == n_out:
+        return dW
+    full = array_module(dW).zeros((*dW.shape[:-1], n_out), dtype=dW.dtype)
+    full[..., :u] = dW
+    return full

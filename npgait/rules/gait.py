@@ -1,0 +1,126 @@
+"""GAIT-prop: t_{l-1} = g_l((1 - eps_l) y_l + eps_l t_l), eps_l = gamma_l f'(a_l)^2.
+
+Vanilla (2020 paper): gamma_l = gamma. Normalised (2023 paper): gamma_l = gamma sqrt(n_l) / ||t_l - y_l||
+for each sample, n_l counting all units of the layer, auxiliary ones too.
+
+`gait_absolute` is the equation to the letter, and fails as the paper reports: y - t shrinks by gamma a
+layer until rounding eats it. `gait` carries the scaled error e_l = m_l (y_l - t_l), m_{l-1} = m_l / gamma_l,
+in place of the target. The same equations then read, exactly and for any finite gamma,
+
+    v_l     = f'(a_l)^2 * e_l
+    s_l     = gamma_l / m_l
+    d_l     = [f^-1(y_l) - f^-1(y_l - s_l v_l)] / s_l
+    e_{l-1} = d_l W_l^-1
+    dW_l    = x_l^T [f'(a_l) * e_l]
+
+Where no kink is crossed d_l = f'(a_l) * e_l, so with orthogonal W (W^-1 = W^T) GAIT-prop *is*
+backpropagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from npgait.backend import Array, array_module
+from npgait.network import Layer, Record, Update
+from npgait.orthogonality import InverseSolver
+from npgait.rules.nudge import (
+    Trace,
+    error_of_used,
+    keep_auxiliary,
+    norm_per_sample,
+    output_target,
+)
+
+
+def gait(
+    layers: Sequence[Layer],
+    records: Sequence[Record],
+    error: Array,
+    *,
+    gamma: float,
+    normalised: bool,
+    solver: InverseSolver,
+    grams: Sequence[Array | None],
+    trace: Trace | None = None,
+) -> list[Update]:
+    """Return (dW, db) of each layer by GAIT-prop, difference form.
+
+    Parameters
+    ----------
+    layers, records
+        The network and its forward pass.
+    error : array (B, u_L)
+        e_L = y_L - t_L = dLoss/dy_L.
+    gamma : float
+        Size of the incremental target (published: 1e-3 vanilla, 1e-7 normalised).
+    normalised : bool
+        Whether gamma is normalised by the target error of each sample.
+    solver : InverseSolver
+        Makes the product with W^-1.
+    grams : sequence of array or None
+        W W^T of each layer, where it is at hand.
+    trace : callable, optional
+        Called with (l, e, v, s) of every layer that is inverted.
+    """
+    updates: list[Update] = []
+    e, s = error, 1.0
+    for l in reversed(range(len(layers))):
+        layer, (x, a, y) = layers[l], records[l]
+        updates.insert(0, layer.local_update(x, a, e))
+        if l == 0:
+            break
+        v = layer.f.derivative(a) ** 2 * e
+        s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma * s
+        if trace is not None:
+            trace(l, e, v, s)
+        e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
+    return updates
+
+
+def gait_absolute(
+    layers: Sequence[Layer],
+    records: Sequence[Record],
+    error: Array,
+    *,
+    gamma: float,
+    normalised: bool,
+) -> list[Update]:
+    """Return (dW, db) of each layer by GAIT-prop, absolute targets: the papers to the letter.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    records : sequence of Record
+        x, a, y of each layer with the auxiliary units, as `Network.forward(auxiliary=True)` gives.
+    error : array (B, u_L)
+        dLoss/dy_L.
+    gamma, normalised
+        As in `gait`.
+    """
+    updates: list[Update] = []
+    t, m = output_target(records[-1].y, error)
+    for l in reversed(range(len(layers))):
+        layer, (x, a, y) = layers[l], records[l]
+        updates.insert(0, layer.local_update(x, a, m * error_of_used(layer, y, t)))
+        if l == 0:
+            break
+        gamma_l = _normalised_size(gamma, layer.n_out, t - y) if normalised else gamma
+        eps = gamma_l * layer.f.derivative(a) ** 2
+        t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t), records[l - 1].y)
+        m = _divide(m, gamma_l)
+    return updates
+
+
+def _normalised_size(gamma: float, n: int, e: Array) -> Array:
+    """Return gamma sqrt(n) / ||e|| per sample, and 0 where e = 0: nothing to be nudged."""
+    return _divide(gamma * n**0.5, norm_per_sample(e))
+
+
+def _divide(numerator: Array | float, denominator: Array | float) -> Array:
+    """Return the quotient, and 0 where the denominator is 0."""
+    if isinstance(denominator, float):
+        return numerator / denominator
+    xp = array_module(denominator)
+    zero = denominator == 0
+    return xp.where(zero, denominator, numerator / xp.where(zero, 1, denominator))

@@ -1,0 +1,75 @@
+"""Target propagation by exact inverses: t_{l-1} = g_l(t_l) (2020 paper, section 2).
+
+`tp_absolute` is the equation to the letter. `tp` carries e_l = y_l - t_l in place of the target, the
+same rule without the rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from npgait.backend import Array
+from npgait.network import Layer, Record, Update
+from npgait.orthogonality import InverseSolver
+from npgait.rules.nudge import Trace, error_of_used, keep_auxiliary, output_target
+
+
+def tp(
+    layers: Sequence[Layer],
+    records: Sequence[Record],
+    error: Array,
+    *,
+    solver: InverseSolver,
+    grams: Sequence[Array | None],
+    trace: Trace | None = None,
+) -> list[Update]:
+    """Return (dW, db) of each layer by target propagation, difference form.
+
+    Parameters
+    ----------
+    layers, records
+        The network and its forward pass.
+    error : array (B, u_L)
+        e_L = y_L - t_L = dLoss/dy_L.
+    solver : InverseSolver
+    grams : sequence of array or None
+        W W^T of each layer, where it is at hand.
+    trace : callable, optional
+        Called with (l, e, v, s) of every layer that is inverted.
+    """
+    updates: list[Update] = []
+    e = error
+    for l in reversed(range(len(layers))):
+        layer, (x, a, y) = layers[l], records[l]
+        updates.insert(0, layer.local_update(x, a, e))
+        if l == 0:
+            break
+        v, s = e, 1.0
+        if trace is not None:
+            trace(l, e, v, s)
+        e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
+    return updates
+
+
+def tp_absolute(
+    layers: Sequence[Layer], records: Sequence[Record], error: Array
+) -> list[Update]:
+    """Return (dW, db) of each layer by target propagation, absolute targets.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    records : sequence of Record
+        x, a, y of each layer with the auxiliary units, as `Network.forward(auxiliary=True)` gives.
+    error : array (B, u_L)
+        dLoss/dy_L.
+    """
+    updates: list[Update] = []
+    t, m = output_target(records[-1].y, error)
+    for l in reversed(range(len(layers))):
+        layer, (x, a, y) = layers[l], records[l]
+        updates.insert(0, layer.local_update(x, a, m * error_of_used(layer, y, t)))
+        if l == 0:
+            break
+        t = keep_auxiliary(layer.inverse(t), records[l - 1].y)
+    return updates
