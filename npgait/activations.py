@@ -114,12 +114,13 @@ class LeakyReLU:
             quotient adds what a subtraction of inverses would cancel.
         """
         xp = array_module(y)
+        s = xp.asarray(s, dtype=y.dtype)
         y_nudged = y - s * v
         one_side = v / self.derivative(y)
         crossed = (y > 0) != (y_nudged > 0)
         if not crossed.any():
             return one_side
-        s_crossed = xp.where(crossed, s, y.dtype.type(1))  # s > 0 wherever the kink is crossed
+        s_crossed = xp.where(crossed, s, xp.ones_like(s))  # s > 0 where the kink is crossed
         two_sides = (self.inverse(y) - self.inverse(y_nudged)) / s_crossed
         return xp.where(crossed, two_sides, one_side)
 

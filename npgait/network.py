@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -92,7 +93,7 @@ class Network:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("a network needs at least one layer")
-        for below, layer in zip(self.layers, self.layers[1:], strict=False):
+        for below, layer in pairwise(self.layers):
             if layer.n_in != below.used:
                 raise ValueError(
                     f"{layer.name} takes {layer.n_in} inputs, but {below.name} gives {below.used}"

@@ -187,7 +187,7 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
             return None, k
         if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
             return z, k
-        if k >= 1 and r >= 0.7 or k == most:
+        if (k >= 1 and r >= 0.7) or k == most:
             return None, k
         term = term @ R
         z = z + term

@@ -1,0 +1,171 @@
+"""Learning rules, one file each. A rule is a function that walks the layers once, top-down.
+
+`bind` gives the rules one signature, for loops that run any of them. To add a rule: one new file, one
+line in `bind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+from npgait.initialisation import orthogonal
+from npgait.network import Layer, Network, Record, Update
+from npgait.orthogonality import InverseSolver
+from npgait.rules.bp import bp
+from npgait.rules.dfa import dfa
+from npgait.rules.fa import fa
+from npgait.rules.gait import gait, gait_absolute
+from npgait.rules.itp import itp, itp_absolute
+from npgait.rules.tp import tp, tp_absolute
+
+__all__ = [
+    "NAMES",
+    "Rule",
+    "bind",
+    "bp",
+    "dfa",
+    "draw_feedback",
+    "fa",
+    "gait",
+    "gait_absolute",
+    "itp",
+    "itp_absolute",
+    "tp",
+    "tp_absolute",
+]
+
+NAMES = ("bp", "fa", "dfa", "tp", "itp", "gait")
+TARGETS = ("difference", "absolute")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A learning rule with its settings bound.
+
+    Parameters
+    ----------
+    name : str
+    walk : callable
+        (layers, records, error) -> updates: for BP, FA, DFA and absolute targets.
+    inverting_walk : callable or None
+        (layers, records, error, grams=, trace=, solver=) -> updates: the difference form of a rule
+        that inverts layers; for absolute targets, the form they equal up to rounding.
+    solver : InverseSolver
+    auxiliary : bool
+        Whether the forward pass has to compute auxiliary units.
+    """
+
+    name: str
+    walk: Callable[..., list[Update]] | None
+    inverting_walk: Callable[..., list[Update]] | None
+    solver: InverseSolver
+    auxiliary: bool = False
+
+    def __call__(
+        self,
+        layers: Sequence[Layer],
+        records: Sequence[Record],
+        error: Array,
+        grams: Sequence[Array | None] | None = None,
+    ) -> list[Update]:
+        """Return (dW, db) of each layer.
+
+        Parameters
+        ----------
+        layers, records
+            The network and its forward pass (with auxiliary units if the rule says so).
+        error : array (B, u_L)
+            dLoss/dy_L of each sample.
+        grams : sequence of array or None, optional
+            W W^T of each layer, where it is at hand.
+        """
+        if self.walk is not None:
+            return self.walk(layers, records, error)
+        assert self.inverting_walk is not None
+        grams = grams or [None] * len(layers)
+        return self.inverting_walk(layers, records, error, grams=grams, solver=self.solver)
+
+
+def bind(
+    name: str,
+    *,
+    gamma: float | None = None,
+    normalised: bool = True,
+    targets: str = "difference",
+    feedback: Sequence[Array | None] | None = None,
+    solver: InverseSolver | None = None,
+) -> Rule:
+    """Return the rule called `name` with its settings bound.
+
+    Parameters
+    ----------
+    name : {"bp", "fa", "dfa", "tp", "itp", "gait"}
+    gamma : float, optional
+        Of ITP and GAIT-prop. Default: the published 1e-7 for normalised GAIT-prop, 1e-3 otherwise.
+    normalised : bool
+        Of GAIT-prop.
+    targets : {"difference", "absolute"}
+        Of TP, ITP and GAIT-prop.
+    feedback : sequence of array or None
+        Of FA and DFA; see `draw_feedback`.
+    solver : InverseSolver, optional
+        Of TP, ITP and GAIT-prop in difference form.
+
+    Raises
+    ------
+    ValueError
+        If `name` or `targets` is unknown, gamma is out of range, or feedback is missing.
+    """
+    if targets not in TARGETS:
+        raise ValueError(f"targets {targets!r} is unknown; use difference or absolute")
+    if gamma is None:
+        gamma = 1e-7 if name == "gait" and normalised else 1e-3
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma is {gamma}; expected 0 < gamma <= 1")
+    if name in ("fa", "dfa") and feedback is None:
+        raise ValueError(f"rule {name!r} needs feedback weights; see npgait.rules.draw_feedback")
+    size = {"gamma": gamma}
+    forms = {
+        "bp": (bp, None),
+        "fa": (partial(fa, feedback=feedback), None),
+        "dfa": (partial(dfa, feedback=feedback), None),
+        "tp": (tp_absolute, tp),
+        "itp": (partial(itp_absolute, **size), partial(itp, **size)),
+        "gait": (
+            partial(gait_absolute, normalised=normalised, **size),
+            partial(gait, normalised=normalised, **size),
+        ),
+    }
+    if name not in forms:
+        raise ValueError(f"rule {name!r} is unknown; use one of {', '.join(NAMES)}")
+    walk, inverting_walk = forms[name]
+    absolute = inverting_walk is not None and targets == "absolute"
+    if inverting_walk is not None and not absolute:
+        walk = None
+    return Rule(name, walk, inverting_walk, solver or InverseSolver(), auxiliary=absolute)
+
+
+def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
+    """Return the random feedback weights that a rule needs of a network, or None if it needs none.
+
+    Orthogonal, as the published feedback is. FA: B_l (n_in, used), of W_l's used part. DFA:
+    B_l (u_L, u_l), None for the last layer.
+    """
+    layers = network.layers
+    like = layers[0].W
+    xp = array_module(like)
+    if name == "fa":
+        shapes = [None, *((layer.n_in, layer.used) for layer in layers[1:])]
+    elif name == "dfa":
+        shapes = [*((layers[-1].used, layer.used) for layer in layers[:-1]), None]
+    else:
+        return None
+    return [
+        None if shape is None else xp.asarray(orthogonal(rng, *shape), dtype=like.dtype)
+        for shape in shapes
+    ]

@@ -51,9 +51,7 @@ def tp(
     return updates
 
 
-def tp_absolute(
-    layers: Sequence[Layer], records: Sequence[Record], error: Array
-) -> list[Update]:
+def tp_absolute(layers: Sequence[Layer], records: Sequence[Record], error: Array) -> list[Update]:
     """Return (dW, db) of each layer by target propagation, absolute targets.
 
     Parameters

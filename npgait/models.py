@@ -1,0 +1,189 @@
+"""The networks of both papers.
+
+Each function returns a `Network` with fresh weights and zero biases. With `auxiliary` every layer but
+the first is square: its outputs beyond those used are auxiliary units, which make it invertible. BP, FA
+and DFA need none, and without them hold fewer weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from npgait.activations import Activation, LeakyReLU, Linear
+from npgait.backend import CPU, Device, parse_dtype
+from npgait.initialisation import INITIALISATIONS
+from npgait.layers import Dense
+from npgait.network import Layer, Network
+
+
+def square(
+    n_in: int,
+    n_classes: int,
+    *,
+    width: int | None = None,
+    depth: int = 4,
+    f: Activation | None = None,
+    f_output: Activation | None = None,
+    auxiliary: bool = True,
+    initialisation: str = "orthogonal",
+    seed: int | np.random.Generator = 0,
+    dtype: str | np.dtype = "float32",
+    device: Device = CPU,
+) -> Network:
+    """Return `depth` hidden layers of `width` units and an output layer (2020: 784, 1 to 4 layers).
+
+    Parameters
+    ----------
+    n_in, n_classes : int
+        Size of an input and number of classes.
+    width : int, optional
+        Units of each hidden layer. Default: n_in, so that the first layer is square too.
+    depth : int
+        Number of hidden layers.
+    f : Activation
+        Of the hidden layers; leaky ReLU of slope 0.1 by default.
+    f_output : Activation
+        Of the output layer. Default: `f`, as in the 2020 code.
+    auxiliary : bool
+        Whether the output layer is made square by auxiliary units.
+    initialisation : {"orthogonal", "glorot_normal"}
+    seed : int or numpy.random.Generator
+    dtype : {"float32", "float64"}
+    device : Device
+
+    Raises
+    ------
+    ValueError
+        If a size is below 1, or there are more classes than a square output layer has units.
+    """
+    f = f or LeakyReLU()
+    width = n_in if width is None else width
+    _check_sizes(n_in=n_in, n_classes=n_classes, width=width, depth=depth)
+    shapes = [(n_in, width, width), *[(width, width, width)] * (depth - 1)]
+    shapes.append(_output_shape(width, n_classes, auxiliary))
+    activations = [f] * depth + [f_output or f]
+    return _stack(shapes, activations, initialisation, seed, dtype, device)
+
+
+def tower(
+    n_in: int,
+    n_classes: int,
+    *,
+    widths: Sequence[int] = (500, 200),
+    f: Activation | None = None,
+    f_output: Activation | None = None,
+    auxiliary: bool = True,
+    initialisation: str = "orthogonal",
+    seed: int | np.random.Generator = 0,
+    dtype: str | np.dtype = "float32",
+    device: Device = CPU,
+) -> Network:
+    """Return the tower of the 2020 paper, 784-784-500-200-10.
+
+    Every layer is square and takes the first units of the layer below; those left over are the
+    auxiliary units of the layer below. Parameters as in `square`, and
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Sizes of the square layers between the first (n_in) and the last (n_classes); they may not
+        grow.
+    """
+    f = f or LeakyReLU()
+    sizes = [n_in, *widths, n_classes]
+    _check_sizes(n_in=n_in, n_classes=n_classes, width=min(sizes), depth=len(widths))
+    if any(above > below for below, above in pairwise(sizes)):
+        raise ValueError(f"a tower of sizes {sizes} grows; each layer uses units of the one below")
+    used = [*sizes[1:], n_classes]
+    shapes = [(n, n if auxiliary else u, u) for n, u in zip(sizes, used, strict=True)]
+    activations = [f] * (len(shapes) - 1) + [f_output or f]
+    return _stack(shapes, activations, initialisation, seed, dtype, device)
+
+
+def cifar10(
+    n_in: int = 3072,
+    n_classes: int = 10,
+    *,
+    width: int = 1024,
+    depth: int = 6,
+    f: Activation | None = None,
+    auxiliary: bool = True,
+    initialisation: str = "orthogonal",
+    seed: int | np.random.Generator = 0,
+    dtype: str | np.dtype = "float32",
+    device: Device = CPU,
+) -> Network:
+    """Return the CIFAR-10 network of the 2023 paper, 3072 -> 6 x 1024 -> 10, linear output.
+
+    Parameters as in `square`.
+    """
+    return square(
+        n_in,
+        n_classes,
+        width=width,
+        depth=depth,
+        f=f,
+        f_output=Linear(),
+        auxiliary=auxiliary,
+        initialisation=initialisation,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def cifar10_shallow(n_in: int = 3072, n_classes: int = 10, **options: object) -> Network:
+    """Return the shallow CIFAR-10 network of the 2023 paper, 3072 -> 3 x 1024 -> 10.
+
+    Parameters as in `cifar10`.
+    """
+    return cifar10(n_in, n_classes, **{"depth": 3, **options})  # type: ignore[arg-type]
+
+
+def _output_shape(n_in: int, n_classes: int, auxiliary: bool) -> tuple[int, int, int]:
+    if auxiliary and n_classes > n_in:
+        raise ValueError(
+            f"{n_classes} classes do not fit a square output layer of {n_in} units; widen the "
+            "network, or use auxiliary=False with a rule that inverts nothing (bp, fa, dfa)"
+        )
+    return n_in, n_in if auxiliary else n_classes, n_classes
+
+
+def _stack(
+    shapes: Sequence[tuple[int, int, int]],
+    activations: Sequence[Activation],
+    initialisation: str,
+    seed: int | np.random.Generator,
+    dtype: str | np.dtype,
+    device: Device,
+) -> Network:
+    """Return a network of dense layers of the given (n_in, n_out, used)."""
+    if initialisation not in INITIALISATIONS:
+        known = ", ".join(INITIALISATIONS)
+        raise ValueError(f"initialisation {initialisation!r} is unknown; use one of {known}")
+    xp, dtype = device.xp, parse_dtype(dtype)
+    rng = np.random.default_rng(seed)
+    layers: list[Layer] = []
+    for number, ((n_in, n_out, used), f) in enumerate(zip(shapes, activations, strict=True), 1):
+        W = xp.asarray(INITIALISATIONS[initialisation](rng, n_in, n_out), dtype=dtype)
+        b = xp.zeros(n_out, dtype=dtype)
+        name = "output" if number == len(shapes) else f"hidden{number}"
+        layers.append(Dense(W, b, used, f, name))
+    return Network(layers)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; expected at least 1")
+
+
+MODELS = {
+    "square": square,
+    "tower": tower,
+    "cifar10": cifar10,
+    "cifar10_shallow": cifar10_shallow,
+}

@@ -1,0 +1,154 @@
+"""Optimizers: they change parameters in place, and their whole state is a dict of arrays.
+
+Each has `step(parameters, gradients)`, `state()` and `load(state)`; a gradient is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+
+
+class Optimizer(Protocol):
+    """What the training loop asks of an optimizer."""
+
+    def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
+        """Subtract one step from the parameters, in place."""
+
+    def state(self) -> dict[str, Array]:
+        """Return what `load` needs to go on as if never stopped."""
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Take up the state that `state` returned."""
+
+
+def _check_rate(learning_rate: float) -> None:
+    if not (learning_rate > 0 and np.isfinite(learning_rate)):
+        raise ValueError(f"learning_rate is {learning_rate}; expected a finite number above 0")
+
+
+def _check_decay(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; expected 0 <= {name} < 1")
+
+
+@dataclass
+class SGD:
+    """p <- p - lr g."""
+
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+
+    def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
+        """Subtract lr g from each parameter, in place."""
+        for p, g in zip(parameters, gradients, strict=True):
+            p -= self.learning_rate * g
+
+    def state(self) -> dict[str, Array]:
+        """Return an empty state."""
+        return {}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Take up nothing."""
+
+
+@dataclass
+class Momentum:
+    """v <- momentum v + g; p <- p - lr v (Polyak's heavy ball)."""
+
+    learning_rate: float
+    momentum: float = 0.9
+    v: list[Array] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+        _check_decay("momentum", self.momentum)
+
+    def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
+        """Change each parameter by one step, in place."""
+        if not self.v:
+            self.v = _zeros_like(parameters)
+        for p, g, v in zip(parameters, gradients, self.v, strict=True):
+            v *= self.momentum
+            v += g
+            p -= self.learning_rate * v
+
+    def state(self) -> dict[str, Array]:
+        """Return the velocities."""
+        return {f"v{i}": v for i, v in enumerate(self.v)}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Take up the velocities."""
+        self.v = _listed(state, "v")
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1), with or without bias correction.
+
+    m <- beta1 m + (1 - beta1) g
+    v <- beta2 v + (1 - beta2) g^2
+    p <- p - lr m' / (sqrt(v') + epsilon)
+
+    with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) (2023 paper), or m' = m, v' = v without bias
+    correction (2020 code).
+    """
+
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    bias_correction: bool = True
+    t: int = 0
+    m: list[Array] = field(default_factory=list, repr=False)
+    v: list[Array] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+        _check_decay("beta1", self.beta1)
+        _check_decay("beta2", self.beta2)
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon is {self.epsilon}; expected a number above 0")
+
+    def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
+        """Change each parameter by one step, in place."""
+        if not self.m:
+            self.m, self.v = _zeros_like(parameters), _zeros_like(parameters)
+        self.t += 1
+        correct1 = 1 - self.beta1**self.t if self.bias_correction else 1.0
+        correct2 = 1 - self.beta2**self.t if self.bias_correction else 1.0
+        for p, g, m, v in zip(parameters, gradients, self.m, self.v, strict=True):
+            xp = array_module(p)
+            m *= self.beta1
+            m += (1 - self.beta1) * g
+            v *= self.beta2
+            v += (1 - self.beta2) * (g * g)
+            p -= (self.learning_rate / correct1) * m / (xp.sqrt(v / correct2) + self.epsilon)
+
+    def state(self) -> dict[str, Array]:
+        """Return t and both moments."""
+        moments = {f"m{i}": m for i, m in enumerate(self.m)}
+        moments |= {f"v{i}": v for i, v in enumerate(self.v)}
+        return {"t": np.asarray(self.t), **moments}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Take up t and both moments."""
+        self.t = int(state["t"])
+        self.m, self.v = _listed(state, "m"), _listed(state, "v")
+
+
+def _zeros_like(parameters: Sequence[Array]) -> list[Array]:
+    return [array_module(p).zeros_like(p) for p in parameters]
+
+
+def _listed(state: Mapping[str, Array], letter: str) -> list[Array]:
+    """Return the arrays letter0, letter1, ... of a state, in order."""
+    count = sum(key[0] == letter and key[1:].isdecimal() for key in state)
+    return [state[f"{letter}{i}"] for i in range(count)]
