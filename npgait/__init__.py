@@ -1,3 +1,30 @@
-"""GAIT-prop on NumPy and CuPy: local, layer-wise targets instead of backpropagated gradients."""
+"""GAIT-prop on NumPy and CuPy: local, layer-wise targets instead of backpropagated gradients.
+
+Five lines train a network:
+
+    import npgait
+
+    network = npgait.models.square(n_in=64, n_classes=10, width=128, depth=3)
+    rows = npgait.fit(network, x, labels, rule="gait", epochs=20)
+    classes = network.predict(x)
+"""
+
+from npgait import layers, losses, metrics, models, optimizers, rules
+from npgait.backend import select_device
+from npgait.network import Network
+from npgait.training import fit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Network",
+    "__version__",
+    "fit",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "rules",
+    "select_device",
+]

@@ -51,6 +51,12 @@ def array_module(x: Array) -> ModuleType:
     return np
 
 
+def device_of(x: Array) -> Device:
+    """Return the device that `x` lives on."""
+    xp = array_module(x)
+    return CPU if xp is np else Device(xp, f"gpu:{x.device.id}", x.device.id)
+
+
 def select_device(spec: str = "auto") -> Device:
     """Return the device that `spec` names.
 
@@ -112,10 +118,10 @@ def parse_dtype(name: str | np.dtype | type) -> np.dtype:
         If `name` is neither.
     """
     try:
-        dtype = np.dtype(name)
+        dtype = DTYPES.get(np.dtype(name).name)
     except TypeError:
         dtype = None
-    if dtype not in DTYPES.values():
+    if dtype is None:
         raise ValueError(f"dtype {name!r} is not supported; use float32 or float64")
     return dtype
 

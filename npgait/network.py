@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from npgait.activations import Activation
-from npgait.backend import Array, array_module, as_array, to_host
+from npgait.backend import Array, Device, array_module, as_array, device_of, to_host
 from npgait.orthogonality import InverseSolver
 
 
@@ -103,6 +103,11 @@ class Network:
     def n_classes(self) -> int:
         """Number of classes: the used units of the last layer."""
         return self.layers[-1].used
+
+    @property
+    def device(self) -> Device:
+        """Where the weights live."""
+        return device_of(self.layers[0].W)
 
     @property
     def dtype(self) -> np.dtype:

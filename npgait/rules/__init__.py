@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 NAMES = ("bp", "fa", "dfa", "tp", "itp", "gait")
+Walk = Callable[..., list[Update]]
 TARGETS = ("difference", "absolute")
 
 
@@ -61,8 +62,8 @@ class Rule:
     """
 
     name: str
-    walk: Callable[..., list[Update]] | None
-    inverting_walk: Callable[..., list[Update]] | None
+    walk: Walk | None
+    inverting_walk: Walk | None
     solver: InverseSolver
     auxiliary: bool = False
 
@@ -129,16 +130,16 @@ def bind(
         raise ValueError(f"gamma is {gamma}; expected 0 < gamma <= 1")
     if name in ("fa", "dfa") and feedback is None:
         raise ValueError(f"rule {name!r} needs feedback weights; see npgait.rules.draw_feedback")
-    size = {"gamma": gamma}
-    forms = {
+    B = feedback or ()
+    forms: dict[str, tuple[Walk | None, Walk | None]] = {
         "bp": (bp, None),
-        "fa": (partial(fa, feedback=feedback), None),
-        "dfa": (partial(dfa, feedback=feedback), None),
+        "fa": (partial(fa, feedback=B), None),
+        "dfa": (partial(dfa, feedback=B), None),
         "tp": (tp_absolute, tp),
-        "itp": (partial(itp_absolute, **size), partial(itp, **size)),
+        "itp": (partial(itp_absolute, gamma=gamma), partial(itp, gamma=gamma)),
         "gait": (
-            partial(gait_absolute, normalised=normalised, **size),
-            partial(gait, normalised=normalised, **size),
+            partial(gait_absolute, gamma=gamma, normalised=normalised),
+            partial(gait, gamma=gamma, normalised=normalised),
         ),
     }
     if name not in forms:

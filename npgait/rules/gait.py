@@ -61,7 +61,7 @@ def gait(
     grams : sequence of array or None
         W W^T of each layer, where it is at hand.
     trace : callable, optional
-        Called with (l, e, v, s) of every layer that is inverted.
+        Called with (l, v, s) of every layer that is inverted.
     """
     updates: list[Update] = []
     e, s = error, 1.0
@@ -73,7 +73,7 @@ def gait(
         v = layer.f.derivative(a) ** 2 * e
         s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma * s
         if trace is not None:
-            trace(l, e, v, s)
+            trace(l, v, s)
         e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
     return updates
 

@@ -38,7 +38,7 @@ def itp(
     grams : sequence of array or None
         W W^T of each layer, where it is at hand.
     trace : callable, optional
-        Called with (l, e, v, s) of every layer that is inverted.
+        Called with (l, v, s) of every layer that is inverted.
     """
     updates: list[Update] = []
     e, s = error, 1.0
@@ -50,7 +50,7 @@ def itp(
         v = e
         s = gamma * s
         if trace is not None:
-            trace(l, e, v, s)
+            trace(l, v, s)
         e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
     return updates
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from npgait.backend import Array, array_module
 from npgait.network import Layer
 
-# Called with the number of the layer, its scaled error e, and the direction v and size s of its nudge.
-Trace = Callable[[int, Array, Array, "Array | float"], None]
+# Called with the number of the layer, and the direction v and size s of its nudge.
+Trace = Callable[[int, Array, "Array | float"], None]
 
 
 def output_target(y: Array, error: Array) -> tuple[Array, Array]:

@@ -35,7 +35,7 @@ def tp(
     grams : sequence of array or None
         W W^T of each layer, where it is at hand.
     trace : callable, optional
-        Called with (l, e, v, s) of every layer that is inverted.
+        Called with (l, v, s) of every layer that is inverted.
     """
     updates: list[Update] = []
     e = error
@@ -46,7 +46,7 @@ def tp(
             break
         v, s = e, 1.0
         if trace is not None:
-            trace(l, e, v, s)
+            trace(l, v, s)
         e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
     return updates
 

@@ -1,0 +1,400 @@
+"""The training loop: batches in, updates by any rule, regulariser, optimizer, metrics out.
+
+`train` is a generator of events. At each event all state is consistent, so whoever drives it can write a
+checkpoint, draw a progress bar, or stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array
+from npgait.data import ArrayData, array_data
+from npgait.losses import LOSSES
+from npgait.metrics import LayerMeasures, correct_within, measure
+from npgait.network import Network, Update, first_nonfinite
+from npgait.optimizers import Adam, Optimizer
+from npgait.orthogonality import REGULARISERS, gram
+from npgait.rules import Rule, bind, draw_feedback
+from npgait.streams import Streams, random_streams
+
+Loss = Callable[[Array, Array], tuple[Array, Array]]
+REDUCTIONS = ("sum", "mean")
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or the weights are no longer finite."""
+
+
+@dataclass
+class Recipe:
+    """How one step is made: what of loss, rule, regulariser and optimizer.
+
+    Parameters
+    ----------
+    rule : Rule
+    loss : callable
+        (y, labels) -> loss (B,), error (B, n); see `losses`.
+    optimizer : Optimizer
+    regulariser : {"orthonormal", "orthogonal"}
+    ortho_strength : float
+        lambda; 0 for none. Applied to every layer whose W is square.
+    reduction : {"sum", "mean"}
+        Whether updates are summed over the batch (2023) or averaged (2020).
+    """
+
+    rule: Rule
+    loss: Loss
+    optimizer: Optimizer
+    regulariser: str = "orthonormal"
+    ortho_strength: float = 0.0
+    reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.regulariser not in REGULARISERS:
+            known = ", ".join(REGULARISERS)
+            raise ValueError(f"regulariser {self.regulariser!r} is unknown; use one of {known}")
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {self.reduction!r} is unknown; use sum or mean")
+        if not (self.ortho_strength >= 0 and np.isfinite(self.ortho_strength)):
+            raise ValueError(f"ortho_strength is {self.ortho_strength}; expected 0 or more")
+
+
+@dataclass
+class Tally:
+    """Sums over samples: loss, top-1, top-5 and how many there were."""
+
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    samples: int = 0
+
+    def add(self, loss: Array, y: Array, labels: Array) -> None:
+        """Count a batch in: loss (B,), outputs (B, n), labels (B,)."""
+        self.loss += float(loss.sum(dtype=np.float64))
+        self.top1 += int(correct_within(y, labels, 1))
+        self.top5 += int(correct_within(y, labels, 5))
+        self.samples += len(y)
+
+    def means(self, prefix: str) -> dict[str, float]:
+        """Return loss, top-1 and top-5 per sample, their names after `prefix`."""
+        n = max(self.samples, 1)
+        values = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
+        return {f"{prefix}_{key}": value for key, value in values.items()}
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with weights, optimizer and streams, all that resuming needs."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches done of the epoch under way
+    step: int = 0  # batches done in all
+    seconds: float = 0.0  # training time of the epoch under way
+    tally: Tally = field(default_factory=Tally)  # of the epoch under way
+    streams: str = ""  # state of the random streams as the epoch under way began
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A batch was learned from."""
+
+    step: int
+    epoch: int
+    batch: int  # batches done of this epoch
+    batches: int  # batches of an epoch
+    loss: float  # mean over the batch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The layers were measured; belongs to the step that is done next."""
+
+    step: int
+    epoch: int
+    layers: list[LayerMeasures]
+
+    def row(self) -> dict[str, Any]:
+        """Return the event as plain values."""
+        return {"step": self.step, "epoch": self.epoch, "layers": [asdict(m) for m in self.layers]}
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is complete; `row` holds its metrics."""
+
+    row: dict[str, Any]
+
+
+Event = StepDone | Measured | EpochDone
+
+
+def train_step(
+    network: Network,
+    recipe: Recipe,
+    x: Array,
+    labels: Array,
+    *,
+    step: int = 0,
+    on_measure: Callable[[list[LayerMeasures]], None] | None = None,
+) -> tuple[Array, Array]:
+    """Learn from one batch, in place: forward, error, rule, regulariser, optimizer.
+
+    Parameters
+    ----------
+    network : Network
+    recipe : Recipe
+    x : array (B, n_in)
+    labels : integer array (B,)
+    step : int
+        Number of the step, for messages.
+    on_measure : callable, optional
+        Where given, the layers are measured before the weights change.
+
+    Returns
+    -------
+    loss : array (B,)
+    y : array (B, n_classes)
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss is not finite; the weights are then as they were.
+    """
+    layers, rule = network.layers, recipe.rule
+    records = network.forward(x, auxiliary=rule.auxiliary)
+    y = records[-1].y[:, : network.n_classes]
+    loss, error = recipe.loss(y, labels)
+    if not np.isfinite(float(loss.sum())):
+        where = first_nonfinite(layers, records) or layers[-1].name
+        raise TrainingDivergedError(
+            f"the loss is not finite at step {step}; the first layer with values that are not is "
+            f"{where}. Lower the learning rate, or raise ortho_strength"
+        )
+    regularised = [recipe.ortho_strength > 0 and layer.is_square for layer in layers]
+    grams = [gram(layer.W) if on else None for layer, on in zip(layers, regularised, strict=True)]
+    updates = rule(layers, records, error, grams)
+    if on_measure is not None:
+        on_measure(measure(layers, records, error, updates, rule, grams))
+    gradients = _gradients(network, recipe, updates, grams, len(x))
+    recipe.optimizer.step(network.parameters(), gradients)
+    return loss, y
+
+
+def _gradients(
+    network: Network,
+    recipe: Recipe,
+    updates: Sequence[Update],
+    grams: Sequence[Array | None],
+    batch_size: int,
+) -> list[Array]:
+    """Return dW + lambda dW_ortho and db of each layer, in the order of `Network.parameters`."""
+    share = 1.0 if recipe.reduction == "sum" else 1.0 / batch_size
+    regulariser = REGULARISERS[recipe.regulariser]
+    gradients: list[Array] = []
+    for layer, (dW, db), G in zip(network.layers, updates, grams, strict=True):
+        dW *= share
+        db *= share
+        if G is not None:
+            dW += recipe.ortho_strength * regulariser(layer.W, G)
+        gradients += [dW, db]
+    return gradients
+
+
+def evaluate(network: Network, data: ArrayData, loss: Loss, *, batch_size: int = 1024) -> Tally:
+    """Return the tally of loss, top-1 and top-5 over a data set."""
+    tally = Tally()
+    for x, labels in data.batches(batch_size):
+        y = network.output(x)
+        tally.add(loss(y, labels)[0], y, labels)
+    return tally
+
+
+def train(
+    network: Network,
+    recipe: Recipe,
+    train_data: ArrayData,
+    test_data: ArrayData | None = None,
+    *,
+    epochs: int,
+    batch_size: int,
+    streams: Streams,
+    progress: Progress | None = None,
+    measure_every: int = 0,
+    evaluate_train: bool = True,
+) -> Iterator[Event]:
+    """Train in place, yielding an event after each batch, measurement and epoch.
+
+    Parameters
+    ----------
+    network : Network
+    recipe : Recipe
+    train_data, test_data : ArrayData
+    epochs : int
+        Epochs in all, those before a resumption included.
+    batch_size : int
+    streams : Streams
+        `order` shuffles the training set anew each epoch.
+    progress : Progress, optional
+        Where to go on from; updated in place before every event.
+    measure_every : int
+        Steps between two measurements of the layers; 0 for none.
+    evaluate_train : bool
+        Whether train loss and accuracy are those of the weights at the end of the epoch (one more
+        forward pass over the training set), or the running means of the epoch's batches.
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss or a weight is no longer finite.
+    """
+    progress = Progress() if progress is None else progress
+    batches = -(-len(train_data) // batch_size)
+    while progress.epoch < epochs:
+        epoch = progress.epoch + 1
+        if progress.batch == 0:
+            progress.streams = streams.save()
+        else:
+            streams.restore(progress.streams)  # an epoch that goes on has the order it began with
+        order = streams.order.permutation(len(train_data))
+        for x, labels in train_data.batches(batch_size, order, start=progress.batch):
+            started = time.perf_counter()
+            measured: list[LayerMeasures] = []
+            due = measure_every > 0 and progress.step % measure_every == 0
+            loss, y = train_step(
+                network,
+                recipe,
+                x,
+                labels,
+                step=progress.step + 1,
+                on_measure=measured.extend if due else None,
+            )
+            progress.tally.add(loss, y, labels)
+            progress.batch += 1
+            progress.step += 1
+            progress.seconds += time.perf_counter() - started
+            if measured:
+                yield Measured(progress.step, epoch, measured)
+            yield StepDone(progress.step, epoch, progress.batch, batches, float(loss.mean()))
+        yield _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
+
+
+def _finish_epoch(
+    network: Network,
+    recipe: Recipe,
+    train_data: ArrayData,
+    test_data: ArrayData | None,
+    progress: Progress,
+    evaluate_train: bool,
+) -> EpochDone:
+    """Check the weights, evaluate, and move `progress` to the next epoch."""
+    for name, parameter in network.named_parameters():
+        if not np.isfinite(float(abs(parameter).max())):
+            raise TrainingDivergedError(
+                f"the weights of {name} are not finite after step {progress.step}; lower the learning "
+                "rate, or raise ortho_strength"
+            )
+    tally = evaluate(network, train_data, recipe.loss) if evaluate_train else progress.tally
+    row = {"epoch": progress.epoch + 1, "step": progress.step, **tally.means("train")}
+    if test_data is not None:
+        row |= evaluate(network, test_data, recipe.loss).means("test")
+    row["seconds"] = round(progress.seconds, 3)
+    progress.epoch += 1
+    progress.batch, progress.seconds, progress.tally = 0, 0.0, Tally()
+    return EpochDone(row)
+
+
+def fit(
+    network: Network,
+    x: Any,
+    labels: Any,
+    *,
+    rule: str | Rule = "gait",
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    ortho_strength: float = 1.0,
+    loss: str = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    test: tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Train a network on arrays, in place: the whole library in one call.
+
+    Parameters
+    ----------
+    network : Network
+        From `models`, or built from layers.
+    x : array (N, n_in) or (N, ...)
+        NumPy, CuPy or any DLPack array; values of the order of 1 learn best.
+    labels : integer array (N,)
+        Classes, counted from 0.
+    rule : str or Rule
+        One of "bp", "fa", "dfa", "tp", "itp", "gait", or a rule from `rules.bind`.
+    epochs, batch_size : int
+    learning_rate : float
+        Of Adam, the default optimizer.
+    ortho_strength : float
+        lambda of the orthogonality regulariser; not applied by BP, FA and DFA given by name.
+    loss : {"cross_entropy", "squared_error"}
+    optimizer : Optimizer, optional
+    test : (x, labels), optional
+        Evaluated after each epoch.
+    seed : int
+        Of the order of samples and of random feedback.
+
+    Returns
+    -------
+    list of dict
+        One row an epoch: epoch, step, train_loss, train_top1, train_top5, test_..., seconds.
+
+    Examples
+    --------
+    >>> import npgait
+    >>> network = npgait.models.square(n_in=64, n_classes=10, width=128, depth=3)
+    >>> rows = npgait.fit(network, x, labels, rule="gait", epochs=20)  # doctest: +SKIP
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs is {epochs}, batch_size is {batch_size}; expected at least 1")
+    streams = random_streams(seed)
+    if isinstance(rule, str):
+        network.feedback = draw_feedback(rule, network, streams.feedback)
+        rule = bind(rule, feedback=network.feedback)
+        ortho_strength = ortho_strength if rule.inverting_walk is not None else 0.0
+    recipe = Recipe(
+        rule,
+        LOSSES[loss],
+        optimizer or Adam(learning_rate),
+        ortho_strength=ortho_strength,
+    )
+    train_data, test_data = (_as_data(network, pair) for pair in ((x, labels), test))
+    assert train_data is not None
+    events = train(
+        network,
+        recipe,
+        train_data,
+        test_data,
+        epochs=epochs,
+        batch_size=batch_size,
+        streams=streams,
+    )
+    return [event.row for event in events if isinstance(event, EpochDone)]
+
+
+def _as_data(network: Network, pair: tuple[Any, Any] | None) -> ArrayData | None:
+    """Return (x, labels) as batches of the network's own dtype and device, checked against it."""
+    if pair is None:
+        return None
+    data = array_data(*pair, n_classes=network.n_classes, dtype=network.dtype, device=network.device)
+    if data.n_in != network.layers[0].n_in:
+        raise ValueError(
+            f"x has {data.n_in} values a sample; the network takes {network.layers[0].n_in}"
+        )
+    return data
