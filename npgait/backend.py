@@ -16,7 +16,7 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray; the two share no base class
 
-DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
 _DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost: memory that NumPy can read
 _DLPACK_GPU = (2, 13)  # kDLCUDA and kDLCUDAManaged

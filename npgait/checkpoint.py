@@ -1,0 +1,133 @@
+"""Checkpoints: all that a run needs to go on as if never stopped, in one plain HDF5 file.
+
+Layout (format version 1):
+
+    /                 attributes: format, version, digest (SHA-256 over everything below)
+    /meta             JSON text: experiment, progress, data, rows, streams
+    /parameters/...   layer/W, layer/b
+    /optimizer/...    its state
+    /feedback/...     B_l by number of layer, where the rule has them
+
+No pickle; h5py alone reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import to_host
+from npgait.files import replacing
+
+FORMAT, VERSION = "npgait checkpoint", 1
+MAX_BYTES = 1 << 36  # of one array; what a damaged header may promise is not allocated
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, is damaged, or belongs to another run; the message is one line."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds: plain values, and NumPy arrays by group and name."""
+
+    meta: dict[str, Any]
+    arrays: dict[str, dict[str, np.ndarray]]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint whole or not at all: temporary file, sync, rename.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written (a full disk, say); the file that was there is as it was.
+    """
+    import h5py
+
+    arrays = {
+        group: {name: to_host(array) for name, array in members.items()}
+        for group, members in checkpoint.arrays.items()
+    }
+    meta = json.dumps(checkpoint.meta, sort_keys=True)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        file.attrs["digest"] = _digest(meta, arrays)
+        file["meta"] = np.frombuffer(meta.encode(), dtype=np.uint8)
+        for group, members in arrays.items():
+            file.create_group(group)
+            for name, array in members.items():
+                file[f"{group}/{name}"] = array
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and check its digest.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, no checkpoint, of a later version, or damaged.
+    """
+    import h5py
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: an HDF5 file, but not a checkpoint of npgait")
+            if int(file.attrs["version"]) > VERSION:
+                raise CheckpointError(
+                    f"{path}: format version {file.attrs['version']}; this npgait reads up to "
+                    f"{VERSION}, a later one is needed"
+                )
+            digest = file.attrs["digest"]
+            text = _read(file["meta"], path.stat().st_size).tobytes().decode()
+            arrays = {
+                group: _read_group(file[group], path.stat().st_size)
+                for group in ("parameters", "optimizer", "feedback")
+            }
+        if _digest(text, arrays) != digest:
+            raise CheckpointError(f"{path}: damaged: its content does not match its digest")
+        return Checkpoint(json.loads(text), arrays)
+    except CheckpointError:
+        raise
+    except Exception as error:  # h5py raises nearly every type there is on a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def _read_group(group: Any, file_bytes: int) -> dict[str, np.ndarray]:
+    import h5py
+
+    found: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = _read(item, file_bytes)
+
+    group.visititems(visit)
+    return found
+
+
+def _read(dataset: Any, file_bytes: int) -> np.ndarray:
+    """Return a dataset, refusing what cannot be in a file of this size: nothing is compressed."""
+    if dataset.nbytes > min(file_bytes, MAX_BYTES) or dataset.dtype.kind not in "fiu":
+        raise ValueError(f"{dataset.name} promises {dataset.nbytes} bytes of {dataset.dtype}")
+    return dataset[()] if dataset.shape else np.asarray(dataset[()])
+
+
+def _digest(meta: str, arrays: dict[str, dict[str, np.ndarray]]) -> str:
+    sha = hashlib.sha256(meta.encode())
+    for group in sorted(arrays):
+        for name in sorted(arrays[group]):
+            array = arrays[group][name]
+            sha.update(f"{group}/{name} {array.dtype.str} {array.shape}".encode())
+            sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()

@@ -1,0 +1,341 @@
+"""Experiments as TOML: `[defaults]` and one `[[experiment]]` each.
+
+An `Experiment` is flat and holds plain values. Reading checks every key and value; a message names
+the file, the key, what was got, what was expected, and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from npgait.data import NORMALISATIONS
+from npgait.initialisation import INITIALISATIONS
+from npgait.losses import LOSSES
+from npgait.models import MODELS
+from npgait.orthogonality import METHODS, REGULARISERS
+from npgait.rules import NAMES, TARGETS
+from npgait.training import REDUCTIONS
+
+INVERTING = ("tp", "itp", "gait")
+OPTIMIZERS = ("adam", "sgd", "momentum")
+MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong file may
+
+
+class ConfigError(ValueError):
+    """An experiment file, or a value in it, is not usable; the message is one line."""
+
+
+def _option(
+    default: Any = MISSING,
+    *,
+    kind: type,
+    help: str,
+    choices: Iterable[str] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Return a field whose metadata say what values it takes."""
+    checks = {"low": low, "above": above, "below": below}
+    metadata = {
+        "kind": kind,
+        "help": help,
+        "choices": tuple(choices) if choices is not None else None,
+        "checks": {key: value for key, value in checks.items() if value is not None},
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, fully described. None stands for a value that depends on other keys."""
+
+    name: str = _option(kind=str, help="name of the experiment, and of its folder")
+    description: str = _option("", kind=str, help="one line for people")
+    data: str = _option("digits", kind=str, help="data set")
+    normalisation: str = _option(
+        "unit", kind=str, choices=NORMALISATIONS, help="scaling of pixels: 0..1, or mean 0 and sd 1"
+    )
+    network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
+    width: int | None = _option(None, kind=int, low=1, help="units of a hidden layer")
+    depth: int | None = _option(None, kind=int, low=1, help="number of hidden layers")
+    widths: tuple[int, ...] | None = _option(None, kind=tuple, low=1, help="inner widths of a tower")
+    auxiliary: bool | None = _option(
+        None, kind=bool, help="square layers with auxiliary units (default: where the rule inverts)"
+    )
+    slope: float = _option(0.1, kind=float, above=0, help="of the leaky ReLU; 1 is linear")
+    output_activation: str = _option(
+        "same", kind=str, choices=("same", "linear"), help="of the output layer (square, tower)"
+    )
+    initialisation: str = _option("orthogonal", kind=str, choices=INITIALISATIONS, help="of weights")
+    rule: str = _option("gait", kind=str, choices=NAMES, help="learning rule")
+    targets: str = _option("difference", kind=str, choices=TARGETS, help="form of the targets")
+    normalised: bool = _option(True, kind=bool, help="GAIT-prop with gamma normalised per sample")
+    gamma: float | None = _option(
+        None, kind=float, above=0, low=None, help="size of the incremental target, up to 1"
+    )
+    inverse_method: str = _option("auto", kind=str, choices=METHODS, help="how W^-1 is applied")
+    inverse_tolerance: float | None = _option(
+        None, kind=float, above=0, below=1, help="relative error allowed in a product with W^-1"
+    )
+    loss: str = _option("cross_entropy", kind=str, choices=LOSSES, help="loss")
+    reduction: str = _option(
+        "sum", kind=str, choices=REDUCTIONS, help="updates summed or averaged over the batch"
+    )
+    optimizer: str = _option("adam", kind=str, choices=OPTIMIZERS, help="optimizer")
+    learning_rate: float = _option(1e-3, kind=float, above=0, help="learning rate")
+    momentum: float = _option(0.9, kind=float, low=0, below=1, help="of the optimizer momentum")
+    beta1: float = _option(0.9, kind=float, low=0, below=1, help="of Adam")
+    beta2: float = _option(0.999, kind=float, low=0, below=1, help="of Adam")
+    epsilon: float = _option(1e-8, kind=float, above=0, help="of Adam")
+    bias_correction: bool = _option(True, kind=bool, help="of Adam")
+    regulariser: str = _option("orthonormal", kind=str, choices=REGULARISERS, help="its form")
+    ortho_strength: float = _option(0.0, kind=float, low=0, help="lambda of the regulariser")
+    batch_size: int = _option(64, kind=int, low=1, help="samples of a batch")
+    epochs: int = _option(10, kind=int, low=1, help="epochs")
+    seed: int = _option(0, kind=int, low=0, help="of weights, feedback and order")
+    dtype: str = _option("float32", kind=str, choices=("float32", "float64"), help="arithmetic")
+    measure_every: int = _option(100, kind=int, low=0, help="steps between measurements; 0: none")
+    evaluate_train: bool = _option(
+        True, kind=bool, help="train metrics of the epoch's final weights, not running means"
+    )
+
+
+KEYS: dict[str, Field] = {f.name: f for f in fields(Experiment)}
+
+
+def read_experiments(
+    path: Path, text: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> list[Experiment]:
+    """Return the experiments of a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its name stands in messages.
+    text : str, optional
+        Its content, if it is at hand.
+    overrides : mapping, optional
+        Keys and values that win over the file's in every experiment.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is wrong.
+    """
+    where = path.name
+    table = _parse(path, text)
+    unknown = set(table) - {"defaults", "experiment"}
+    if unknown:
+        key = sorted(unknown)[0]
+        raise ConfigError(
+            f"{where}: top-level key {key!r} is unknown; expected [defaults] and [[experiment]]"
+            + _nearest(key, KEYS, "; {} belongs in one of these")
+        )
+    defaults, entries = table.get("defaults", {}), table.get("experiment", [])
+    if not isinstance(defaults, dict) or not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where}: expected one table [defaults] and at least one [[experiment]]")
+    experiments = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where}: experiment {number} is not a table; write [[experiment]]")
+        values = {**defaults, **entry, **(overrides or {})}
+        values.setdefault("name", f"experiment{number}")
+        experiments.append(make_experiment(values, where))
+    names = [experiment.name for experiment in experiments]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: key 'name': {name!r} is used {names.count(name)} times")
+    return experiments
+
+
+def _parse(path: Path, text: str | None) -> dict[str, Any]:
+    try:
+        if text is None:
+            with path.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+            if len(raw) > MAX_FILE_BYTES:
+                raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
+            text = raw.decode("utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path.name}: not TOML: {error}") from error
+
+
+def make_experiment(values: Mapping[str, Any], where: str) -> Experiment:
+    """Return an experiment of plain values, each checked.
+
+    Raises
+    ------
+    ConfigError
+        Naming `where`, the key, what was got and what was expected.
+    """
+    for key in values:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: key {key!r} is unknown" + _nearest(key, KEYS, "; nearest: {}"))
+    checked = {key: _checked(key, value, where) for key, value in values.items()}
+    experiment = Experiment(**checked)
+    _check_together(experiment, where)
+    return experiment
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    """Return `value` as the type of `key`, or raise saying what was expected."""
+    spec = KEYS[key].metadata
+    kind, choices, checks = spec["kind"], spec["choices"], spec["checks"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    numbers: Sequence[Any] = [value]
+    if kind is float and is_number:
+        value = float(value)
+        fits = math.isfinite(value)
+        numbers = [value]
+    elif kind is tuple:
+        fits = isinstance(value, list | tuple) and all(type(v) is int for v in value)
+        value = tuple(value) if fits else value
+        numbers = value if fits else []
+    else:
+        fits = type(value) is kind
+    if fits and choices is not None:
+        fits = value in choices
+    if fits and checks:
+        fits = all(_in_range(number, **checks) for number in numbers)
+    if fits and key == "name":
+        fits = _is_folder_name(value)
+    if not fits:
+        raise ConfigError(f"{where}: key {key!r} is {value!r}; expected {_expected(key)}")
+    return value
+
+
+def _in_range(
+    number: float, low: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> bool:
+    return low <= number < below and number > above
+
+
+def _is_folder_name(name: str) -> bool:
+    allowed = all(c.isalnum() or c in "-_." for c in name)
+    return bool(name) and allowed and not name.startswith(".") and len(name) <= 100
+
+
+def _expected(key: str) -> str:
+    spec = KEYS[key].metadata
+    if key == "name":
+        return "letters, digits, '-', '_' and '.'"
+    if spec["choices"] is not None:
+        return "one of " + ", ".join(spec["choices"])
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+    text = words.get(spec["kind"], "a list of integers")
+    limits = {"low": "of at least {}", "above": "above {}", "below": "below {}"}
+    parts = [limits[name].format(value) for name, value in spec["checks"].items()]
+    return " ".join([text, " and ".join(parts)]).strip()
+
+
+def _check_together(e: Experiment, where: str) -> None:
+    """Refuse values that are fine alone and cannot work together."""
+    problem = None
+    if e.gamma is not None and e.gamma > 1:
+        problem = f"key 'gamma' is {e.gamma}; expected a number above 0 and up to 1"
+    elif e.rule in INVERTING and e.auxiliary is False:
+        problem = f"key 'auxiliary' is false; rule {e.rule!r} inverts layers and needs it true"
+    elif e.network != "tower" and e.widths is not None:
+        problem = f"key 'widths' belongs to network 'tower'; for {e.network!r} set width and depth"
+    elif e.network == "tower" and (e.width is not None or e.depth is not None):
+        problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
+    elif e.network.startswith("cifar10") and e.output_activation != "same":
+        problem = f"key 'output_activation' does not apply to {e.network!r}: its output is linear"
+    if problem is not None:
+        raise ConfigError(f"{where}: {problem}")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`; the value as TOML, or else as a bare string.
+
+    Raises
+    ------
+    ConfigError
+        If there is no "=", or the key is unknown.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise ConfigError(f"--set {text!r}: expected key=value")
+    if key not in KEYS:
+        raise ConfigError(f"--set: key {key!r} is unknown" + _nearest(key, KEYS, "; nearest: {}"))
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def _nearest(key: str, known: Iterable[str], phrase: str) -> str:
+    """Return `phrase` with the known key nearest to `key`, or the empty string if none is near."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return phrase.format(repr(near[0])) if near else ""
+
+
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment with another seed."""
+    return replace(experiment, seed=seed)
+
+
+def to_toml(experiments: Iterable[Experiment]) -> str:
+    """Return the experiments as TOML, every key written out (those that are None left away)."""
+    blocks = []
+    for experiment in experiments:
+        lines = ["[[experiment]]"]
+        for key in KEYS:
+            value = getattr(experiment, key)
+            if value is not None:
+                lines.append(f"{key} = {_toml_value(value)}")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else repr(value)
+
+
+def preset_files() -> dict[str, str]:
+    """Return the text of every preset file by its name without .toml."""
+    folder = resources.files("npgait.presets")
+    found = {f.name[:-5]: f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def find_experiments(spec: str, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
+    """Return what `spec` names: a preset file, one preset experiment, or a TOML file of the user's.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset or file; with the nearest known name.
+    """
+    if spec.endswith(".toml") or "/" in spec:
+        return read_experiments(Path(spec), overrides=overrides)
+    files = preset_files()
+    if spec in files:
+        return read_experiments(Path(f"{spec}.toml"), files[spec], overrides)
+    names = list(files)
+    for file, text in files.items():
+        path = Path(f"{file}.toml")
+        if spec in (plain := [e.name for e in read_experiments(path, text)]):
+            return [read_experiments(path, text, overrides)[plain.index(spec)]]
+        names += plain
+    raise ConfigError(
+        f"preset {spec!r} is unknown{_nearest(spec, names, '; nearest: {}')} "
+        "(npgait presets lists all; a file of your own ends in .toml)"
+    )

@@ -1,0 +1,125 @@
+"""The folder of a run: what lies where, and how metrics are written and read.
+
+RUN/config.toml              every experiment, every key
+RUN/run.json                 versions, device, command, where the data lay
+RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch and on interruption
+RUN/NAME/metrics.jsonl       one line an epoch ("kind": "epoch") or measurement ("layers")
+RUN/NAME/metrics.csv         one row an epoch
+RUN/NAME/layers.csv          one row a layer and measurement
+RUN/plots/*.png              accuracy, loss, angle by layer
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Device
+from npgait.files import write_text
+from npgait.metrics import LayerMeasures
+
+CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
+METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
+LAYER_COLUMNS = ["step", "epoch", *(f.name for f in fields(LayerMeasures))]
+
+
+class RunFolderError(RuntimeError):
+    """A folder is not that of a run, or is damaged; the message is one line."""
+
+
+def describe_environment(device: Device, command: Sequence[str]) -> dict[str, Any]:
+    """Return what a reader needs to repeat a run: versions, machine, device, command."""
+    from npgait import __version__
+
+    return {
+        "npgait": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cupy": getattr(sys.modules.get("cupy"), "__version__", None),
+        "platform": platform.platform(),
+        "device": device.name,
+        "command": list(command),
+    }
+
+
+def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write metrics.jsonl, metrics.csv and layers.csv of an experiment, each whole or not at all.
+
+    A value that is missing is null in JSON and empty in CSV; NaN and infinity never stand in for it.
+    """
+    rows = list(rows)
+    lines = [json.dumps(_finite(row), allow_nan=False) for row in rows]
+    write_text(folder / METRICS, "".join(line + "\n" for line in lines))
+    epochs = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "epoch"]
+    columns = list(dict.fromkeys(key for row in epochs for key in row))
+    write_text(folder / METRICS_CSV, _csv(columns, epochs))
+    layers = [
+        {"step": row["step"], "epoch": row["epoch"], **layer}
+        for row in rows
+        if row["kind"] == "layers"
+        for layer in row["layers"]
+    ]
+    write_text(folder / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with every NaN and infinity in it replaced by None."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(_finite(row) for row in rows)
+    return text.getvalue()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of an experiment's metrics.jsonl; none if it has not been written yet.
+
+    Raises
+    ------
+    RunFolderError
+        If the file is damaged.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or row.get("kind") not in ("epoch", "layers"):
+            raise RunFolderError(f"{path}: line {number} is damaged")
+        rows.append(row)
+    return rows
+
+
+def hidden_angle(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Return the final angle to BP: mean over the layers below the output, in the last epoch measured.
+
+    The output layer is left out: its error is BP's own under every rule.
+    """
+    measured = [row for row in rows if row["kind"] == "layers"]
+    if not measured:
+        return None
+    last = [row for row in measured if row["epoch"] == measured[-1]["epoch"]]
+    angles = [layer["angle"] for row in last for layer in row["layers"][:-1]]
+    found = [angle for angle in angles if angle is not None]
+    return float(np.mean(found)) if found else None

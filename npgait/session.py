@@ -1,0 +1,241 @@
+"""One experiment from configuration to checkpoint: built, trained, saved, taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from npgait import models
+from npgait.activations import LeakyReLU, Linear
+from npgait.backend import CPU, Array, Device
+from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from npgait.config import INVERTING, ConfigError, Experiment
+from npgait.data import ArrayData
+from npgait.losses import LOSSES
+from npgait.network import Network
+from npgait.optimizers import SGD, Adam, Momentum, Optimizer
+from npgait.orthogonality import InverseSolver
+from npgait.rules import bind, draw_feedback
+from npgait.run_folder import CHECKPOINT, write_metrics
+from npgait.streams import Streams, random_streams
+from npgait.training import EpochDone, Event, Measured, Progress, Recipe, StepDone, Tally, train
+
+
+@dataclass
+class Session:
+    """An experiment under way."""
+
+    experiment: Experiment
+    network: Network
+    recipe: Recipe
+    streams: Streams
+    progress: Progress = field(default_factory=Progress)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # metrics so far, as written to disk
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.progress.epoch >= self.experiment.epochs
+
+
+def build_session(experiment: Experiment, n_in: int, n_classes: int, device: Device = CPU) -> Session:
+    """Return a session with fresh weights.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    n_in, n_classes : int
+        Of the data set.
+    device : Device
+
+    Raises
+    ------
+    ConfigError
+        If the experiment cannot be built for such data (more classes than units, say).
+    """
+    streams = random_streams(experiment.seed)
+    try:
+        network = _build_network(experiment, n_in, n_classes, streams, device)
+    except ValueError as error:
+        raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
+    network.feedback = draw_feedback(experiment.rule, network, streams.feedback)
+    rule = bind(
+        experiment.rule,
+        gamma=experiment.gamma,
+        normalised=experiment.normalised,
+        targets=experiment.targets,
+        feedback=network.feedback,
+        solver=InverseSolver(experiment.inverse_tolerance, experiment.inverse_method),
+    )
+    recipe = Recipe(
+        rule,
+        LOSSES[experiment.loss],
+        _build_optimizer(experiment),
+        experiment.regulariser,
+        experiment.ortho_strength,
+        experiment.reduction,
+    )
+    return Session(experiment, network, recipe, streams)
+
+
+def _build_network(
+    e: Experiment, n_in: int, n_classes: int, streams: Streams, device: Device
+) -> Network:
+    sizes = {"width": e.width, "depth": e.depth, "widths": e.widths}
+    options: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+    f = Linear() if e.slope == 1 else LeakyReLU(e.slope)
+    if e.output_activation == "linear":
+        options["f_output"] = Linear()
+    return models.MODELS[e.network](
+        n_in,
+        n_classes,
+        f=f,
+        auxiliary=e.rule in INVERTING if e.auxiliary is None else e.auxiliary,
+        initialisation=e.initialisation,
+        seed=streams.weights,
+        dtype=e.dtype,
+        device=device,
+        **options,
+    )
+
+
+def _build_optimizer(e: Experiment) -> Optimizer:
+    if e.optimizer == "sgd":
+        return SGD(e.learning_rate)
+    if e.optimizer == "momentum":
+        return Momentum(e.learning_rate, e.momentum)
+    return Adam(e.learning_rate, e.beta1, e.beta2, e.epsilon, e.bias_correction)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def save_session(path: Path, session: Session, data_digest: str) -> None:
+    """Write a session to a checkpoint; see `checkpoint` for the format."""
+    feedback = session.network.feedback or []
+    arrays: dict[str, dict[str, Array]] = {
+        "parameters": dict(session.network.named_parameters()),
+        "optimizer": session.recipe.optimizer.state(),
+        "feedback": {str(l): B for l, B in enumerate(feedback) if B is not None},
+    }
+    meta = {
+        "experiment": asdict(session.experiment),
+        "progress": asdict(session.progress),
+        "streams": session.streams.save(),
+        "rows": session.rows,
+        "data": data_digest,
+    }
+    save_checkpoint(path, Checkpoint(meta, arrays))
+
+
+def restore_session(path: Path, session: Session, data_digest: str) -> None:
+    """Take up in `session`, freshly built, what a checkpoint holds.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or of another experiment or other data.
+    """
+    checkpoint = load_checkpoint(path)
+    meta, arrays = checkpoint.meta, checkpoint.arrays
+    if meta.get("data") != data_digest:
+        raise CheckpointError(
+            f"{path}: was trained on other data than --data holds now; give the folder of the first run"
+        )
+    own = asdict(session.experiment)
+    theirs = {**meta.get("experiment", {}), "epochs": own["epochs"]}  # more epochs may be asked for
+    theirs["widths"] = tuple(theirs["widths"]) if theirs.get("widths") else None
+    changed = sorted(key for key in own if theirs.get(key) != own[key])
+    if changed:
+        raise CheckpointError(
+            f"{path}: was written by an experiment with another {', '.join(changed)}; restore "
+            "config.toml, or start a new run"
+        )
+    xp = session.network.device.xp
+    feedback = session.network.feedback or []
+    targets = dict(session.network.named_parameters())
+    _copy_all(path, "parameters", arrays["parameters"], targets)
+    own_feedback = {str(l): B for l, B in enumerate(feedback) if B is not None}
+    _copy_all(path, "feedback", arrays["feedback"], own_feedback)
+    try:
+        session.recipe.optimizer.load(
+            {key: xp.asarray(v) if v.ndim else v for key, v in arrays["optimizer"].items()}
+        )
+        session.streams.restore(meta["streams"])
+        tally = Tally(**meta["progress"].pop("tally"))
+        session.progress = Progress(**meta["progress"], tally=tally)
+        session.rows = list(meta["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
+
+
+def _copy_all(path: Path, group: str, source: dict[str, Any], target: dict[str, Array]) -> None:
+    if set(source) != set(target):
+        raise CheckpointError(f"{path}: its {group} are not those of this network")
+    for name, array in target.items():
+        if source[name].shape != array.shape or source[name].dtype != array.dtype:
+            raise CheckpointError(
+                f"{path}: {group} {name} is {source[name].dtype} {source[name].shape}; expected "
+                f"{array.dtype} {array.shape}"
+            )
+        array[...] = source[name] if array.shape == () else _like(source[name], array)
+
+
+def _like(source: Any, array: Array) -> Array:
+    from npgait.backend import array_module
+
+    return array_module(array).asarray(source)
+
+
+# --- training with a folder -----------------------------------------------------------------------
+
+
+def run_session(
+    session: Session,
+    train_data: ArrayData,
+    test_data: ArrayData,
+    folder: Path,
+    data_digest: str,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train to the end, keeping `folder` complete: a checkpoint and metrics after every epoch.
+
+    When `stop()` becomes true the batch under way is finished, a checkpoint written, and the generator
+    ends. Yields every event of `training.train`.
+
+    Raises
+    ------
+    TrainingDivergedError, SingularWeightsError
+        The last checkpoint is then the last good one.
+    OSError
+        If the folder cannot be written.
+    """
+    e = session.experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    events = train(
+        session.network,
+        session.recipe,
+        train_data,
+        test_data,
+        epochs=e.epochs,
+        batch_size=e.batch_size,
+        streams=session.streams,
+        progress=session.progress,
+        measure_every=e.measure_every,
+        evaluate_train=e.evaluate_train,
+    )
+    for event in events:
+        if isinstance(event, Measured):
+            session.rows.append({"kind": "layers", **event.row()})
+        elif isinstance(event, EpochDone):
+            session.rows.append({"kind": "epoch", **event.row})
+            save_session(folder / CHECKPOINT, session, data_digest)
+            write_metrics(folder, session.rows)
+        yield event
+        if isinstance(event, StepDone) and stop():
+            save_session(folder / CHECKPOINT, session, data_digest)
+            write_metrics(folder, session.rows)
+            return
