@@ -1,1 +1,46 @@
-"""Data sets: read from disk into arrays."""
+"""Data sets: read from disk into arrays. To add one: a new file, and a line in `DATASETS`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from npgait.loaders.cifar import load_cifar10, load_cifar100
+from npgait.loaders.dataset import DataError, Dataset
+from npgait.loaders.digits import load_digits
+from npgait.loaders.idx import load_fashion_mnist, load_kmnist, load_mnist
+
+__all__ = ["DATASETS", "DataError", "Dataset", "load"]
+
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+    "digits": load_digits,
+    "mnist": load_mnist,
+    "kmnist": load_kmnist,
+    "fashion-mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+}
+
+
+def load(name: str, data_dir: Path | None = None) -> Dataset:
+    """Return a data set by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `DATASETS`.
+    data_dir : Path, optional
+        Where its files lie, or a folder with one subfolder a data set. The digits need none.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown (with the nearest known), or the files are missing (with what to
+        fetch, from where, and where to put it) or damaged.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; nearest: {near[0]!r}" if near else ""
+        raise DataError(f"data set {name!r} is unknown{hint}; there are {', '.join(DATASETS)}")
+    return DATASETS[name](data_dir)

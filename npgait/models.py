@@ -7,7 +7,7 @@ and DFA need none, and without them hold fewer weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -181,7 +181,7 @@ def _check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} is {size}; expected at least 1")
 
 
-MODELS = {
+MODELS: dict[str, Callable[..., Network]] = {
     "square": square,
     "tower": tower,
     "cifar10": cifar10,

@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npgait.loaders import Dataset, load
+
+data_option = click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    envvar="NPGAIT_DATA",
+    show_envvar=True,
+    help="Folder with the data sets (MNIST, CIFAR-10, ...). The digits need none.",
+)
+device_option = click.option(
+    "--device",
+    metavar="cpu|gpu|gpu:N|auto",
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes a GPU if CuPy finds one.",
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final table only.")
+plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
+
+
+def loader(data_dir: Path | None) -> Callable[[str], Dataset]:
+    """Return a function that loads the data set of a name, once."""
+    load_once: Callable[[str], Any] = functools.cache(lambda name: load(name, data_dir))
+    return load_once

@@ -1,0 +1,37 @@
+"""`npgait presets`: what can be run by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from npgait.cli.table import format_table
+from npgait.config import find_experiments, preset_files, read_experiments, to_toml
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def presets(ctx: click.Context) -> None:
+    """List the presets: the published experiments, runnable by name."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_presets)
+
+
+@presets.command("list")
+def list_presets() -> None:
+    """List every preset and its experiments."""
+    rows = []
+    for name, text in preset_files().items():
+        experiments = read_experiments(Path(f"{name}.toml"), text)
+        rows.append([name, f"all {len(experiments)} below", experiments[0].data])
+        rows += [[f"  {e.name}", e.description, e.data] for e in experiments]
+    click.echo(format_table(["preset", "what", "data"], rows))
+
+
+@presets.command("show")
+@click.argument("name")
+def show(name: str) -> None:
+    """Print preset NAME as TOML with every key, to start a file of one's own from."""
+    files = preset_files()
+    click.echo(files[name] if name in files else to_toml(find_experiments(name)), nl=False)

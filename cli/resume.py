@@ -1,0 +1,51 @@
+"""`npgait resume`: go on with a run that was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npgait.backend import select_device
+from npgait.cli.execute import execute
+from npgait.cli.options import data_option, loader, plots_option, quiet_option
+from npgait.config import read_experiments
+from npgait.run_folder import CONFIG, INFO, RunFolderError
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@data_option
+@click.option(
+    "--device",
+    metavar="cpu|gpu|gpu:N|auto",
+    help="Where to compute  [default: where the run began]",
+)
+@plots_option
+@quiet_option
+def resume(folder: Path, data_dir: Path | None, device: str | None, plots: bool, quiet: bool) -> None:
+    """Go on with the run in folder RUN from its last checkpoints.
+
+    Finished experiments are left as they are. On the CPU the weights at the end are those of a run
+    that was never interrupted, bit for bit.
+    """
+    if not (folder / CONFIG).is_file():
+        raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    experiments = read_experiments(folder / CONFIG)
+    info = _read_info(folder / INFO)
+    if data_dir is None and info.get("data"):
+        data_dir = Path(info["data"])
+    chosen = select_device(device or info.get("device", "auto"))
+    execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(info, dict):
+        raise RunFolderError(f"{path}: expected a JSON object")
+    return info

@@ -1,0 +1,100 @@
+"""`npgait run`: train the experiments of a preset or of a TOML file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npgait.backend import Device, select_device
+from npgait.cli.execute import execute
+from npgait.cli.options import data_option, device_option, loader, plots_option, quiet_option
+from npgait.config import ConfigError, Experiment, find_experiments, parse_override, to_toml
+from npgait.files import write_text
+from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
+
+
+@click.command()
+@click.argument("preset", default="digits")
+@data_option
+@device_option
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder  [default: runs/PRESET-TIME]")
+@click.option("--experiment", "-e", "only", multiple=True, help="Run this experiment only (repeatable).")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of every experiment, such as epochs=3 (repeatable).",
+)
+@plots_option
+@quiet_option
+def run(
+    preset: str,
+    data_dir: Path | None,
+    device: str,
+    out: Path | None,
+    only: Sequence[str],
+    overrides: Sequence[str],
+    plots: bool,
+    quiet: bool,
+) -> None:
+    r"""Train the experiments of PRESET one after the other and compare them.
+
+    PRESET is the name of a preset (digits, mnist, mnist-gait-4l, cifar10, ...; `npgait presets` lists
+    them all) or a TOML file. Without it the digits are run: four learning rules on data that comes with
+    npgait.
+
+    \b
+    npgait run
+    npgait run mnist-gait-4l --data ~/data --set epochs=3
+    npgait run my.toml --device gpu
+    """
+    experiments = find_experiments(preset, dict(map(parse_override, overrides)))
+    experiments = _selected(experiments, only)
+    chosen = select_device(device)
+    load = loader(data_dir)
+    for experiment in experiments:
+        load(experiment.data)  # missing data is reported before a folder is made
+    folder = _make_folder(out, preset)
+    _write_run(folder, experiments, data_dir, chosen)
+    execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)
+
+
+def _selected(experiments: list[Experiment], only: Sequence[str]) -> list[Experiment]:
+    names = [experiment.name for experiment in experiments]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
+    return [e for e in experiments if not only or e.name in only]
+
+
+def _make_folder(out: Path | None, preset: str) -> Path:
+    """Return a new, empty run folder."""
+    if out is None:
+        base = Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out, number = base, 1
+        while out.exists():
+            number += 1
+            out = base.with_name(f"{base.name}-{number}")
+    elif out.is_dir() and any(out.iterdir()):
+        raise RunFolderError(f"{out} is not empty; `npgait resume {out}` goes on with a run")
+    elif out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out} is a file; --out takes a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _write_run(
+    folder: Path, experiments: Sequence[Experiment], data_dir: Path | None, device: Device
+) -> None:
+    write_text(folder / CONFIG, to_toml(experiments))
+    info: dict[str, Any] = describe_environment(device, sys.argv)
+    info["data"] = None if data_dir is None else str(data_dir.resolve())
+    info["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_text(folder / INFO, json.dumps(info, indent=2) + "\n")

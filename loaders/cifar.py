@@ -1,0 +1,222 @@
+"""CIFAR-10 and CIFAR-100: the official binary and Python versions, unpacked or as tar.gz.
+
+A binary record is its label bytes (one for CIFAR-10; coarse and fine for CIFAR-100) and 3,072 bytes of
+pixels: 1,024 red, 1,024 green, 1,024 blue, each row by row (https://www.cs.toronto.edu/~kriz/cifar.html).
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npgait.loaders.dataset import DataError, Dataset, find_folder, missing
+from npgait.loaders.plain_pickle import read_plain_pickle
+
+SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+PIXELS = 3 * 32 * 32
+MAX_FILE_BYTES = 1 << 28  # 256 MiB: the largest official file has 155 million bytes
+TRAIN_10 = tuple(f"data_batch_{i}" for i in range(1, 6))
+Read = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One of the official archives: how its files are called."""
+
+    archive: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str  # the file with the names of the classes
+
+
+BINARY_10 = _Version(
+    "cifar-10-binary.tar.gz",
+    "cifar-10-batches-bin",
+    tuple(f"{name}.bin" for name in TRAIN_10),
+    "test_batch.bin",
+    "batches.meta.txt",
+)
+PYTHON_10 = _Version(
+    "cifar-10-python.tar.gz", "cifar-10-batches-py", TRAIN_10, "test_batch", "batches.meta"
+)
+BINARY_100 = _Version(
+    "cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin",), "test.bin", "{}_label_names.txt"
+)
+PYTHON_100 = _Version("cifar-100-python.tar.gz", "cifar-100-python", ("train",), "test", "meta")
+
+
+def load_cifar10(data_dir: Path | None = None) -> Dataset:
+    """Return CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels, uint8 (N, 32, 32, 3).
+
+    Raises
+    ------
+    DataError
+        If it is not below `data_dir`, or damaged.
+    """
+    version, read = _find("cifar10", data_dir, (BINARY_10, PYTHON_10), ("cifar10", "cifar-10"))
+    return _load("cifar10", version, read, "labels", "label_names", label_bytes=1, own=0)
+
+
+def load_cifar100(data_dir: Path | None = None, *, coarse: bool = False) -> Dataset:
+    """Return CIFAR-100: 50,000 + 10,000 colour images of 32x32 pixels, 100 classes.
+
+    Parameters
+    ----------
+    data_dir : Path, optional
+    coarse : bool
+        Whether the labels are the 20 superclasses.
+
+    Raises
+    ------
+    DataError
+        If it is not below `data_dir`, or damaged.
+    """
+    version, read = _find("cifar100", data_dir, (BINARY_100, PYTHON_100), ("cifar100", "cifar-100"))
+    kind = "coarse" if coarse else "fine"
+    return _load(
+        "cifar100",
+        version,
+        read,
+        f"{kind}_labels",
+        f"{kind}_label_names",
+        label_bytes=2,
+        own=0 if coarse else 1,
+    )
+
+
+def _find(
+    name: str, data_dir: Path | None, versions: tuple[_Version, ...], folders: tuple[str, ...]
+) -> tuple[_Version, Read]:
+    """Return the first version that is there, and a function that reads one of its files."""
+    for version in versions:
+        own = (version.folder, *(f"{f}/{version.folder}" for f in folders), *folders)
+        folder = find_folder(data_dir, own, (version.test,))
+        if folder is not None:
+            return version, lambda file, folder=folder: _read_file(folder / file)  # type: ignore[misc]
+    for version in versions:
+        folder = find_folder(data_dir, folders, (version.archive,))
+        if folder is not None:
+            return version, _read_archive(folder / version.archive, version)
+    archives = f"{versions[0].archive} (or {versions[1].archive}); it need not be unpacked"
+    raise missing(name, data_dir, archives, SOURCE, folders[0])
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise DataError(f"{path}: over {MAX_FILE_BYTES} bytes; not a file of CIFAR")
+    return raw
+
+
+def _read_archive(path: Path, version: _Version) -> Read:
+    """Read the files of a tar.gz in one pass, not to disk; return a function that gives one by name."""
+    names = {"fine_label_names.txt", "coarse_label_names.txt", version.names}
+    wanted = {*version.train, version.test, *names}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                if name not in wanted or not member.isfile():
+                    if member.size > MAX_FILE_BYTES:
+                        raise DataError(f"{path}: holds {member.name} of {member.size} bytes")
+                    continue
+                if member.size > MAX_FILE_BYTES:
+                    raise DataError(f"{path}: {name} is of {member.size} bytes; not a file of CIFAR")
+                file = archive.extractfile(member)
+                found[name] = file.read() if file is not None else b""
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; fetch it again") from error
+
+    def read(name: str) -> bytes:
+        if name not in found:
+            raise DataError(f"{path}: has no file {name}; fetch it again from {SOURCE}")
+        return found[name]
+
+    return read
+
+
+def _load(
+    name: str,
+    version: _Version,
+    read: Read,
+    label_key: str,
+    names_key: str,
+    *,
+    label_bytes: int,
+    own: int,
+) -> Dataset:
+    """Return the data set: `own` is the label byte that counts in a binary record."""
+    is_binary = version.test.endswith(".bin")
+
+    def part(file: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        raw = read(file)
+        if is_binary:
+            return _binary_records(raw, file, label_bytes, own)
+        return _pickled_records(raw, file, label_key)
+
+    if is_binary:
+        kind = label_key.partition("_")[0]
+        text = read(version.names.format(kind)).decode("ascii", errors="replace")
+        classes = tuple(text.split())
+    else:
+        classes = _pickled_names(read(version.names), version.names, names_key)
+    parts = [part(file) for file in version.train]
+    test_x, test_labels = part(version.test)
+    train_x = np.concatenate([x for x, _ in parts])
+    train_labels = np.concatenate([labels for _, labels in parts])
+    return Dataset(name, train_x, train_labels, test_x, test_labels, classes)
+
+
+def _to_nhwc(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (N, 32, 32, 3) from rows of 3,072 bytes, plane by plane."""
+    return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _binary_records(
+    raw: bytes, file: str, label_bytes: int, own: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    size = label_bytes + PIXELS
+    if not raw or len(raw) % size:
+        raise DataError(f"{file}: {len(raw)} bytes; expected a multiple of {size}; fetch it again")
+    records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, size)
+    return _to_nhwc(records[:, label_bytes:]), records[:, own].astype(np.int64)
+
+
+def _pickled_records(
+    raw: bytes, file: str, label_key: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    table = _table(raw, file)
+    data, labels = table.get("data"), table.get(label_key)
+    is_images = isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == PIXELS
+    is_labels = isinstance(labels, list) and all(type(label) is int for label in labels)
+    if not is_images or not is_labels:
+        raise DataError(f"{file}: has no 'data' of {PIXELS} bytes an image, or no {label_key!r}")
+    return _to_nhwc(data), np.array(labels, dtype=np.int64)
+
+
+def _pickled_names(raw: bytes, file: str, key: str) -> tuple[str, ...]:
+    names = _table(raw, file).get(key)
+    if not isinstance(names, list) or not all(isinstance(n, str | bytes) for n in names):
+        raise DataError(f"{file}: has no list {key!r}")
+    return tuple(n.decode("ascii", "replace") if isinstance(n, bytes) else n for n in names)
+
+
+def _table(raw: bytes, file: str) -> dict[str, Any]:
+    """Return the dict of a batch file; Python 2 wrote its keys as bytes."""
+    table = read_plain_pickle(raw, file)
+    if not isinstance(table, dict):
+        raise DataError(f"{file}: holds a {type(table).__name__}; expected a dict")
+    return {k.decode("ascii", "replace") if isinstance(k, bytes) else k: v for k, v in table.items()}

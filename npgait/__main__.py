@@ -1,0 +1,5 @@
+"""`python -m npgait` is `npgait`."""
+
+from npgait.cli.main import main
+
+main()
