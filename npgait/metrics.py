@@ -69,7 +69,7 @@ class LayerMeasures:
     inverse_terms : terms of the series for W^-1; 0 for LU
     orthogonality : ||I - W W^T||_2, square layers only
     crossed : share of used units whose nudge crosses the kink
-    gamma : size of the nudge, mean over the batch
+    gamma : gamma_l of the published equations, mean over the batch
     """
 
     layer: str
@@ -143,17 +143,27 @@ def _nudges(
     reports: list = []
     solver = InverseSolver(rule.solver.tolerance, rule.solver.method, reports)
     noted: dict[int, dict] = {}
+    above: Array | float = 1.0
 
     def trace(l: int, v: Array, s: Array | float) -> None:
+        nonlocal above
         noted[l] = {
             "crossed": float(layers[l].f.crossed(records[l].y, v, s).mean()),
-            "gamma": float(np.mean(to_host(s))),
+            "gamma": _mean_ratio(s, above),  # s_l = gamma_l / m_l and m_l = 1 / s_{l+1}
         }
+        above = s
 
     rule.inverting_walk(layers, records, error, grams=grams, solver=solver, trace=trace)
     for l, report in zip(sorted(noted, reverse=True), reports, strict=True):
         noted[l] |= {"inverse_residual": report.residual, "inverse_terms": report.terms}
     return noted
+
+
+def _mean_ratio(numerator: Array | float, denominator: Array | float) -> float | None:
+    """Return the mean quotient over the samples where the denominator is not 0."""
+    above, below = np.broadcast_arrays(to_host(numerator), to_host(denominator))
+    counts = below != 0
+    return float(np.mean(above[counts] / below[counts])) if counts.any() else None
 
 
 def _orthogonality(layer: Layer, G: Array | None) -> float | None:
