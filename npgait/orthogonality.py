@@ -171,6 +171,8 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
     """Return z = d W^T (I + R + R^2 + ...) and the number of terms; None where LU is better.
 
     The terms are multiplied to d one after the other (B n^2 operations each), never to each other.
+    Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
+    the terms), so the residual is measured before z is trusted.
     """
     xp = array_module(d)
     R = residual(G)
@@ -179,14 +181,16 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
     size = last = float(xp.linalg.norm(term))
     limit = tolerance * size
     before = last
+    bound = float(xp.linalg.norm(R))
     for k in range(most + 1):
-        # What a sum of k terms leaves out is at most last * r / (1 - r), r the factor between terms;
-        # ||R||_F bounds r, and the factors seen so far estimate it far better.
-        r = float(xp.linalg.norm(R)) if k == 0 else last / before
+        # What a sum of k terms leaves out is about last * r / (1 - r), r the factor between terms;
+        # ||R||_F bounds r, and the factor seen last estimates it far better.
+        r = bound if k == 0 else last / before
         if not np.isfinite(last):
             return None, k
         if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
-            return z, k
+            trusted = bound < 1 or _relative_residual(z, d, W) <= 10 * tolerance
+            return (z, k) if trusted else (None, k)
         if (k >= 1 and r >= 0.7) or k == most:
             return None, k
         term = term @ R
