@@ -158,7 +158,7 @@ class Network:
         xp = array_module(self.layers[0].W)
         classes = [
             to_host(self.output(xp.asarray(chunk, dtype=self.dtype)).argmax(axis=1))
-            for chunk in _chunks(x.reshape(len(x), -1), batch_size)
+            for chunk in _chunks(x.reshape(len(x), self.layers[0].n_in), batch_size)
         ]
         return np.concatenate(classes) if classes else np.zeros(0, dtype=np.int64)
 

@@ -1,0 +1,71 @@
+"""Devices, dtypes and arrays from elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npgait.backend import CPU, DeviceError, array_module, as_array, parse_dtype, select_device, to_host
+
+
+def test_the_cpu_is_always_there():
+    assert select_device("cpu") is CPU
+    assert not CPU.is_gpu
+
+
+def test_auto_is_silent_and_finds_something(recwarn):
+    assert select_device("auto").name in ("cpu", "gpu:0")
+    assert not recwarn.list
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_one_clear_line():
+    with pytest.raises(DeviceError) as caught:
+        select_device("gpu:99")
+    assert "gpu:99" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["tpu", "gpu:x", "gpu:-1", "cuda", "", "cpu:0"])
+def test_unknown_devices_are_refused(spec):
+    with pytest.raises(DeviceError, match="use cpu, gpu, gpu:N or auto"):
+        select_device(spec)
+
+
+class Exported:
+    """An array of another library, known by DLPack alone."""
+
+    def __init__(self, array, device=None):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device or self.array.__dlpack_device__()
+
+
+def test_dlpack_arrays_go_in_without_a_copy():
+    source = np.arange(6.0).reshape(2, 3)
+    taken = as_array(Exported(source))
+    assert np.shares_memory(taken, source)
+
+
+def test_a_dlpack_device_that_neither_library_reads_is_refused():
+    with pytest.raises(TypeError, match="device type 7"):
+        as_array(Exported(np.zeros(2), (7, 0)))
+
+
+def test_sequences_become_arrays_and_arrays_stay_what_they_are(device):
+    assert as_array([[1, 2]]).shape == (1, 2)
+    x = device.xp.ones(3)
+    assert as_array(x) is x
+    assert array_module(x) is device.xp
+    assert isinstance(to_host(x), np.ndarray)
+
+
+def test_dtypes_are_single_and_double_precision():
+    assert parse_dtype("float32") == np.float32
+    assert parse_dtype(np.float64) == np.float64
+    for bad in ("float16", "int32", "nonsense"):
+        with pytest.raises(ValueError, match="use float32 or float64"):
+            parse_dtype(bad)

@@ -1,0 +1,76 @@
+"""Batches from arrays, and the scaling of pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgait.data import array_data, scaling_of
+
+
+@given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 5), seed=st.integers(0, 9))
+def test_batches_are_the_samples_in_order_each_once(n, size, start, seed):
+    x = np.arange(2 * n).reshape(n, 2)
+    order = np.random.default_rng(seed).permutation(n)
+    batches = list(array_data(x, np.arange(n)).batches(size, order, start=start))
+    labels = np.concatenate([b for _, b in batches]) if batches else np.array([])
+    np.testing.assert_array_equal(labels, order[start * size :])
+    for values, own in batches:
+        np.testing.assert_array_equal(values, x[own])
+        assert len(own) <= size
+
+
+def test_images_are_flattened_scaled_and_cast(dtype, rng):
+    images = rng.integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+    data = array_data(images, np.zeros(6, int), scaling=scaling_of(images, "standard"), dtype=dtype)
+    ((x, _),) = data.batches(6)
+    assert x.dtype == dtype
+    assert x.shape == (6, 60)
+    channels = x.reshape(-1, 3)
+    np.testing.assert_allclose(channels.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(channels.std(axis=0), 1, rtol=1e-5)
+    assert images.dtype == np.uint8
+
+
+def test_unit_scaling_divides_by_the_largest_value():
+    data = array_data(np.full((1, 2), 16, np.uint8), [0], scaling=scaling_of(None, "unit", max_value=16))
+    assert next(data.batches(1))[0].tolist() == [[1.0, 1.0]]
+
+
+def test_standard_scaling_of_many_images_is_that_of_all_of_them(rng):
+    images = rng.integers(0, 256, (2500, 3, 3), dtype=np.uint8)
+    scaling = scaling_of(images, "standard")
+    assert scaling.shift == pytest.approx(images.mean())
+    assert scaling.scale == pytest.approx(1 / images.std())
+
+
+def test_a_constant_channel_is_not_divided_by_zero():
+    scaling = scaling_of(np.full((3, 2, 2, 3), 7, np.uint8), "standard")
+    np.testing.assert_array_equal(scaling.scale, 1.0)
+
+
+def test_the_callers_array_is_left_alone(rng):
+    x = rng.standard_normal((4, 3)).astype(np.float32)
+    before = x.copy()
+    list(array_data(x, [0, 1, 0, 1], scaling=scaling_of(x, "standard")).batches(2))
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "message"),
+    [
+        (np.zeros(3), [0, 0, 0], "shape"),
+        (np.zeros((0, 3)), np.zeros(0, int), "N > 0"),
+        (np.zeros((2, 3)), [0], r"expected \(2,\)"),
+        (np.zeros((2, 3)), [0.0, 1.0], "integers"),
+        (np.zeros((2, 3)), [0, 5], "0..5"),
+        (np.zeros((2, 3)), [-1, 0], "-1..0"),
+        (np.array([["a"], ["b"]]), [0, 1], "real numbers"),
+        (np.full((2, 3), np.nan), [0, 1], "NaN"),
+    ],
+)
+def test_arrays_that_are_not_samples_and_labels_are_refused(x, labels, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        array_data(x, labels, n_classes=3)

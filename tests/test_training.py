@@ -1,0 +1,253 @@
+"""The training loop: it learns, repeats itself, goes on where it stopped, and stops where it must."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import npgait
+from npgait import models, rules
+from npgait.data import array_data
+from npgait.losses import softmax_cross_entropy, squared_error
+from npgait.optimizers import SGD, Adam
+from npgait.orthogonality import gram, orthonormal_gradient
+from npgait.rules import bind, draw_feedback
+from npgait.streams import random_streams
+from npgait.training import (
+    EpochDone,
+    Measured,
+    Progress,
+    Recipe,
+    StepDone,
+    TrainingDivergedError,
+    evaluate,
+    train,
+    train_step,
+)
+from tests.support import batch, dense_network, relative
+
+
+def clusters(rng, n=300, classes=3, n_in=12):
+    """Samples around one centre a class, well apart."""
+    centres = 3 * rng.standard_normal((classes, n_in))
+    labels = rng.integers(0, classes, n)
+    return centres[labels] + rng.standard_normal((n, n_in)), labels
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "gait"])
+def test_five_lines_learn_clusters_by_every_rule(rule, rng):
+    x, labels = clusters(rng)
+    network = npgait.models.square(n_in=12, n_classes=3, width=24, depth=2)
+    rows = npgait.fit(
+        network, x, labels, rule=rule, epochs=40, learning_rate=5e-3, test=(x[:50], labels[:50])
+    )
+    assert rows[-1]["train_top1"] > 0.97
+    assert rows[-1]["test_top1"] > 0.95
+    assert (network.predict(x) == labels).mean() == pytest.approx(rows[-1]["train_top1"])
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_step_is_update_plus_regulariser_through_the_optimizer(reduction, rng):
+    network = dense_network(rng, away=0.1)
+    x, labels = batch(rng, network, 8)
+    recipe = Recipe(bind("gait"), squared_error, SGD(0.1), ortho_strength=0.7, reduction=reduction)
+    records = network.forward(x)
+    _, error = squared_error(records[-1].y, labels)
+    updates = bind("gait")(network.layers, records, error)
+    expected = []
+    for layer, (dW, db) in zip(network.layers, updates, strict=True):
+        share = 1 if reduction == "sum" else 1 / 8
+        ortho = 0.7 * orthonormal_gradient(layer.W, gram(layer.W)) if layer.is_square else 0
+        expected += [layer.W - 0.1 * (share * dW + ortho), layer.b - 0.1 * share * db]
+    train_step(network, recipe, x, labels)
+    for got, wanted in zip(network.parameters(), expected, strict=True):
+        assert relative(got, wanted) < 1e-10
+
+
+def test_the_regulariser_keeps_weights_near_orthogonality(rng):
+    x, labels = clusters(rng)
+    distances = []
+    for strength in (0.0, 10.0):
+        network = models.square(12, 3, depth=2)
+        npgait.fit(network, x, labels, epochs=30, ortho_strength=strength)
+        W = network.layers[1].W
+        distances.append(np.linalg.norm(np.eye(12) - W @ W.T, 2))
+    assert distances[1] < 0.25 < distances[0]
+
+
+def setup(rule="gait", dtype="float32", seed=0, **options):
+    rng = np.random.default_rng(5)
+    x, labels = clusters(rng, 70)
+    network = models.square(12, 3, width=12, depth=2, dtype=dtype)
+    network.feedback = draw_feedback(rule, network, np.random.default_rng(1))
+    recipe = Recipe(bind(rule, feedback=network.feedback), softmax_cross_entropy, Adam(1e-2), **options)
+    data = array_data(x, labels, dtype=dtype)
+    return network, recipe, data, random_streams(seed)
+
+
+@pytest.mark.parametrize("rule", rules.NAMES)
+def test_a_run_that_stops_at_any_batch_and_goes_on_ends_bit_identical(rule):
+    def run(stops):
+        network, recipe, data, streams = setup(rule, ortho_strength=0.1)
+        progress, rows = Progress(), []
+        while True:
+            events = train(
+                network, recipe, data, data, epochs=3, batch_size=16, streams=streams, progress=progress
+            )
+            for event in events:
+                if isinstance(event, EpochDone):
+                    rows.append({k: v for k, v in event.row.items() if k != "seconds"})
+                if isinstance(event, StepDone) and event.step in stops:
+                    stops = stops - {event.step}
+                    break
+            else:
+                return network, rows
+            events.close()
+            # What a checkpoint would carry over; all else is made anew.
+            state, progress = copy.deepcopy(recipe.optimizer.state()), copy.deepcopy(progress)
+            saved = [p.copy() for p in network.parameters()]
+            network, recipe, data, _ = setup(rule, ortho_strength=0.1)
+            streams = random_streams(99)
+            for p, q in zip(network.parameters(), saved, strict=True):
+                p[...] = q
+            recipe.optimizer.load(state)
+
+    straight, rows = run(set())
+    stopped, rows_stopped = run({1, 4, 5, 6, 10, 15})
+    assert rows == rows_stopped
+    for p, q in zip(straight.parameters(), stopped.parameters(), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_each_epoch_has_an_order_of_its_own_and_the_seed_decides_it():
+    first, same, other = (random_streams(s).order for s in (0, 0, 1))
+    orders = [g.permutation(50).tolist() for g in (first, first, same, other)]
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[3]
+
+
+def test_streams_do_not_disturb_each_other():
+    one, two = random_streams(0), random_streams(0)
+    one.weights.standard_normal(1000)
+    assert one.order.integers(1 << 40) == two.order.integers(1 << 40)
+    assert random_streams(0).weights.integers(1 << 40) != random_streams(0).feedback.integers(1 << 40)
+
+
+def test_streams_are_restored_from_text_and_damaged_text_is_refused():
+    streams = random_streams(3)
+    state = streams.save()
+    drawn = streams.order.integers(1 << 40)
+    other = random_streams(4)
+    other.restore(state)
+    assert other.order.integers(1 << 40) == drawn
+    for bad in ("", "{}", "[]", '{"weights": 1}'):
+        with pytest.raises(ValueError, match="not the state"):
+            other.restore(bad)
+
+
+def test_events_count_steps_and_measure_at_the_interval():
+    network, recipe, data, streams = setup()
+    events = list(
+        train(network, recipe, data, data, epochs=2, batch_size=16, streams=streams, measure_every=3)
+    )
+    steps = [e for e in events if isinstance(e, StepDone)]
+    assert [e.step for e in steps] == list(range(1, 11))
+    assert [(e.epoch, e.batch, e.batches) for e in steps[4:6]] == [(1, 5, 5), (2, 1, 5)]
+    assert [e.step for e in events if isinstance(e, Measured)] == [1, 4, 7, 10]
+    row = next(e for e in events if isinstance(e, Measured)).row()
+    assert [layer["layer"] for layer in row["layers"]] == ["hidden1", "hidden2", "output"]
+
+
+def test_measuring_does_not_change_what_is_learned():
+    ends = []
+    for every in (0, 1):
+        network, recipe, data, streams = setup(ortho_strength=0.1)
+        list(
+            train(
+                network,
+                recipe,
+                data,
+                None,
+                epochs=2,
+                batch_size=16,
+                streams=streams,
+                measure_every=every,
+            )
+        )
+        ends.append(network.parameters())
+    for p, q in zip(*ends, strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_train_metrics_are_of_the_final_weights_or_running_means():
+    for evaluate_train in (True, False):
+        network, recipe, data, streams = setup()
+        events = train(
+            network,
+            recipe,
+            data,
+            None,
+            epochs=1,
+            batch_size=16,
+            streams=streams,
+            evaluate_train=evaluate_train,
+        )
+        losses, row = [], None
+        for event in events:
+            if isinstance(event, StepDone):
+                losses.append(event.loss)
+            elif isinstance(event, EpochDone):
+                row = event.row
+        final = evaluate(network, data, recipe.loss).means("train")["train_loss"]
+        running = (16 * sum(losses[:4]) + 6 * losses[4]) / 70
+        assert row["train_loss"] == pytest.approx(final if evaluate_train else running, rel=1e-5)
+        assert "test_loss" not in row
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_layer_and_step(rng):
+    network, recipe, data, _ = setup()
+    network.layers[1].W[2, 3] = np.nan
+    before = [p.copy() for p in network.parameters()]
+    x, labels = next(data.batches(16))
+    with pytest.raises(TrainingDivergedError, match=r"step 7.*hidden2"):
+        train_step(network, recipe, x, labels, step=7)
+    for p, q in zip(network.parameters(), before, strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_weights_that_overflow_stop_the_run():
+    network, recipe, data, streams = setup("bp")
+    recipe.optimizer = SGD(1e30)
+    with pytest.raises(TrainingDivergedError, match="not finite"):
+        list(train(network, recipe, data, None, epochs=3, batch_size=16, streams=streams))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "gate"}, "gate"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"loss": "hinge"}, "hinge"),
+        ({"learning_rate": -1}, "learning_rate is -1"),
+        ({"ortho_strength": -1}, "ortho_strength is -1"),
+        ({"labels": np.full(300, 3)}, "labels lie in 3..3; expected 0..2"),
+        ({"x": np.zeros((300, 5))}, "5 values a sample; the network takes 12"),
+    ],
+)
+def test_fit_refuses_what_cannot_work(options, message, rng):
+    x, labels = clusters(rng)
+    arguments = {"x": x, "labels": labels, **options}
+    with pytest.raises(ValueError, match=message):
+        npgait.fit(npgait.models.square(12, 3), **arguments)
+
+
+def test_recipes_out_of_range_are_refused():
+    for options in ({"regulariser": "l2"}, {"reduction": "max"}):
+        with pytest.raises(ValueError, match=next(iter(options.values()))):
+            Recipe(bind("bp"), squared_error, SGD(0.1), **options)
