@@ -212,7 +212,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if fits and key == "name":
         fits = _is_folder_name(value)
     if not fits:
-        raise ConfigError(f"{where}: key {key!r} is {value!r}; expected {_expected(key)}")
+        got = list(value) if isinstance(value, tuple) else value
+        raise ConfigError(f"{where}: key {key!r} is {got!r}; expected {_expected(key)}")
     return value
 
 

@@ -1,0 +1,205 @@
+"""Checkpoints and metric files: whole or not at all, and damage is noticed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from npgait.config import make_experiment
+from npgait.files import replacing, write_text
+from npgait.run_folder import RunFolderError, hidden_angle, read_metrics, write_metrics
+from npgait.session import build_session, restore_session, save_session
+
+
+def sample():
+    rng = np.random.default_rng(0)
+    return Checkpoint(
+        {"experiment": {"name": "x"}, "rows": [{"kind": "epoch", "loss": 0.5}]},
+        {
+            "parameters": {"hidden1/W": rng.standard_normal((3, 4)).astype(np.float32)},
+            "optimizer": {"t": np.asarray(7), "m0": rng.standard_normal(5)},
+            "feedback": {},
+        },
+    )
+
+
+def test_a_checkpoint_reads_back_equal(tmp_path):
+    path, saved = tmp_path / "c.h5", sample()
+    save_checkpoint(path, saved)
+    loaded = load_checkpoint(path)
+    assert loaded.meta == saved.meta
+    for group, members in saved.arrays.items():
+        assert set(loaded.arrays[group]) == set(members)
+        for name, array in members.items():
+            np.testing.assert_array_equal(loaded.arrays[group][name], array)
+            assert loaded.arrays[group][name].dtype == array.dtype
+
+
+def test_plain_h5py_reads_the_weights(tmp_path):
+    save_checkpoint(tmp_path / "c.h5", sample())
+    with h5py.File(tmp_path / "c.h5") as file:
+        assert file["parameters/hidden1/W"].shape == (3, 4)
+        assert json.loads(file["meta"][:].tobytes())["experiment"]["name"] == "x"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "c.h5"
+    save_checkpoint(path, sample())
+    before = path.read_bytes()
+    broken = sample()
+    broken.arrays["parameters"]["bad"] = np.array([object()])
+    with pytest.raises(TypeError):
+        save_checkpoint(path, broken)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.h5"]
+
+
+def test_a_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    calls = []
+    real_sync, real_replace = os.fsync, type(tmp_path).replace
+    monkeypatch.setattr(os, "fsync", lambda d: (calls.append("sync"), real_sync(d)))
+    monkeypatch.setattr(
+        type(tmp_path), "replace", lambda self, to: (calls.append("rename"), real_replace(self, to))
+    )
+    write_text(tmp_path / "a.txt", "text")
+    assert calls == ["sync", "rename", "sync"]
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_foreign_and_future_files_are_one_clear_line(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(CheckpointError, match="not a checkpoint of npgait"):
+        load_checkpoint(tmp_path / "other.h5")
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "text.h5")
+    save_checkpoint(tmp_path / "c.h5", sample())
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        file.attrs["version"] = 99
+    with pytest.raises(CheckpointError, match="format version 99"):
+        load_checkpoint(tmp_path / "c.h5")
+
+
+def test_a_file_that_promises_more_than_it_holds_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c.h5", sample())
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        del file["parameters/hidden1/W"]
+        file.create_dataset("parameters/hidden1/W", shape=(1 << 40,), dtype="f4", chunks=(1024,))
+    with pytest.raises(CheckpointError, match="promises"):
+        load_checkpoint(tmp_path / "c.h5")
+
+
+@settings(max_examples=300)
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_damage_anywhere_is_noticed_or_harmless(tmp_path_factory, position, bit, cut):
+    folder = tmp_path_factory.mktemp("damage")
+    path = folder / "c.h5"
+    save_checkpoint(path, sample())
+    raw = bytearray(path.read_bytes())
+    at = int(position * len(raw))
+    if cut:
+        raw = raw[:at]
+    else:
+        raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+    try:
+        loaded = load_checkpoint(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:  # padding of the format, say
+        assert loaded.meta == sample().meta
+        np.testing.assert_array_equal(
+            loaded.arrays["parameters"]["hidden1/W"], sample().arrays["parameters"]["hidden1/W"]
+        )
+
+
+def session(**values):
+    experiment = make_experiment({"name": "x", "width": 8, "depth": 1, **values}, "test")
+    return build_session(experiment, 6, 3)
+
+
+def test_a_session_goes_on_only_with_its_own_experiment_and_data(tmp_path):
+    path = tmp_path / "c.h5"
+    save_session(path, session(), "digest")
+    restore_session(path, session(epochs=99), "digest")
+    with pytest.raises(CheckpointError, match="other data"):
+        restore_session(path, session(), "another")
+    with pytest.raises(CheckpointError, match="another learning_rate"):
+        restore_session(path, session(learning_rate=0.5), "digest")
+    with pytest.raises(CheckpointError, match="another seed, width"):
+        restore_session(path, session(width=9, seed=1), "digest")
+
+
+def test_a_session_takes_up_weights_feedback_and_streams(tmp_path):
+    path = tmp_path / "c.h5"
+    one, two = session(rule="fa"), session(rule="fa")
+    for parameter in one.network.parameters():
+        parameter += 1
+    one.network.feedback[1] *= 2
+    one.streams.order.integers(10, size=5)
+    save_session(path, one, "d")
+    restore_session(path, two, "d")
+    for p, q in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        np.testing.assert_array_equal(p, q)
+    np.testing.assert_array_equal(one.network.feedback[1], two.network.feedback[1])
+    assert one.streams.order.integers(1 << 40) == two.streams.order.integers(1 << 40)
+
+
+ROWS = [
+    {"kind": "layers", "step": 1, "epoch": 1, "layers": [
+        {"layer": "hidden1", "angle": 12.0, "norm_ratio": 1.0, "inverse_residual": None,
+         "inverse_terms": None, "orthogonality": None, "crossed": None, "gamma": None},
+        {"layer": "output", "angle": 0.0, "norm_ratio": 1.0, "inverse_residual": 1e-7,
+         "inverse_terms": 2, "orthogonality": 0.1, "crossed": 0.0, "gamma": 1e-3},
+    ]},
+    {"kind": "epoch", "epoch": 1, "step": 5, "train_loss": float("nan"), "test_top1": 0.5},
+]  # fmt: skip
+
+
+def test_metrics_are_json_lines_and_two_tables(tmp_path):
+    write_metrics(tmp_path, ROWS)
+    rows = read_metrics(tmp_path)
+    assert rows[0] == ROWS[0]
+    assert rows[1] == {**ROWS[1], "train_loss": None}
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row == {"epoch": "1", "step": "5", "train_loss": "", "test_top1": "0.5"}
+    with (tmp_path / "layers.csv").open() as file:
+        layers = list(csv.DictReader(file))
+    assert [(r["layer"], r["angle"], r["gamma"]) for r in layers] == [
+        ("hidden1", "12.0", ""),
+        ("output", "0.0", "0.001"),
+    ]
+
+
+def test_the_final_angle_leaves_the_output_layer_out():
+    assert hidden_angle(ROWS) == 12.0
+    assert hidden_angle(ROWS[1:]) is None
+    missing = [{**ROWS[0], "layers": [{**ROWS[0]["layers"][0], "angle": None}, ROWS[0]["layers"][1]]}]
+    assert hidden_angle(missing) is None
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"kind": "other"}', "\x00", "[" * 10000])
+def test_damaged_metrics_are_one_clear_line(tmp_path, line):
+    write_metrics(tmp_path, ROWS)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunFolderError, match="line 3 is damaged"):
+        read_metrics(tmp_path)

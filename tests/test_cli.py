@@ -1,0 +1,281 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from npgait.cli.main import cli
+
+SMALL = ["--set", "epochs=2", "--set", "depth=1", "--set", "width=64"]
+
+
+def call(*args):
+    return CliRunner().invoke(cli, [str(a) for a in args])
+
+
+def weights(folder):
+    with h5py.File(folder / "checkpoint.h5") as file:
+        found = {}
+        file["parameters"].visititems(
+            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = call("run", "--out", folder, "--device", "cpu", *SMALL)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_run_compares_four_rules_on_the_digits_and_shows_a_table(finished):
+    _, output = finished
+    table = output[output.index("experiment ") :].splitlines()
+    assert table[0].split("  ")[0] == "experiment"
+    assert [line.split()[0] for line in table[2:6]] == ["bp", "fa", "gait-vanilla", "gait"]
+    for heading in ("test top-1", "test loss", "angle to BP", "time"):
+        assert heading in table[0]
+
+
+def test_a_run_leaves_everything_needed_to_look_again(finished):
+    folder, _ = finished
+    assert (folder / "config.toml").is_file()
+    info = json.loads((folder / "run.json").read_text())
+    assert {"npgait", "python", "numpy", "device", "command"} <= set(info)
+    for name in ("bp", "fa", "gait-vanilla", "gait"):
+        for file in ("checkpoint.h5", "metrics.jsonl", "metrics.csv", "layers.csv"):
+            assert (folder / name / file).stat().st_size > 0
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        epochs = [row for row in rows if row["kind"] == "epoch"]
+        assert len(epochs) == 2
+        for part in ("train", "test"):
+            for key in ("loss", "top1", "top5"):
+                assert epochs[0][f"{part}_{key}"] >= 0
+        measured = [row for row in rows if row["kind"] == "layers"]
+        assert {m["layer"] for m in measured[0]["layers"]} == {"hidden1", "output"}
+    for plot in ("accuracy.png", "loss.png", "angle.png"):
+        assert (folder / "plots" / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(folder.glob("**/.*.tmp"))
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    folder, _ = finished
+    before = (folder / "gait" / "checkpoint.h5").read_bytes()
+    result = call("resume", folder)
+    assert result.exit_code == 0
+    assert "gait" in result.output
+    assert (folder / "gait" / "checkpoint.h5").read_bytes() == before
+
+
+def test_one_experiment_can_be_chosen(tmp_path):
+    result = call("run", "-q", "-e", "fa", "--no-plots", "--out", tmp_path / "r", *SMALL)
+    assert result.exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["config.toml", "fa", "run.json"]
+
+
+MISTAKES = [
+    (["run", "nosuch"], ["preset 'nosuch' is unknown"]),
+    (["run", "digit"], ["nearest: 'digits'"]),
+    (["run", "nosuch.toml"], ["nosuch.toml", "cannot be read"]),
+    (["run", "--set", "epoch=3"], ["'epoch' is unknown", "'epochs'"]),
+    (["run", "--set", "epochs=many"], ["digits.toml", "'epochs' is 'many'", "integer"]),
+    (["run", "--set", "epochs"], ["expected key=value"]),
+    (["run", "--set", "width=8"], ["10 classes do not fit", "gait-vanilla"]),
+    (["run", "--device", "gpu:77"], ["gpu:77"]),
+    (["run", "--device", "abacus"], ["abacus", "use cpu, gpu"]),
+    (["run", "-e", "nosuch"], ["--experiment 'nosuch'", "gait-vanilla"]),
+    (["run", "--nosuch"], ["No such option"]),
+    (["nosuch"], ["No such command"]),
+    (["resume", "nosuch"], ["nosuch is not the folder of a run"]),
+    (["presets", "show", "nosuch"], ["preset 'nosuch' is unknown"]),
+    (["run", "mnist-gait-4l"], ["'mnist'", "train-images", "https://", "--data DIR"]),
+    (["run", "cifar10", "--data", "/nosuch"], ["/nosuch", "cifar-10-binary.tar.gz", "cs.toronto.edu"]),
+]
+
+
+@pytest.mark.parametrize(("args", "parts"), MISTAKES, ids=lambda v: " ".join(v)[:40])
+def test_a_users_mistake_is_a_clear_message_with_status_2(args, parts, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NPGAIT_DATA", raising=False)
+    result = call(*args)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in result.output
+    assert not list(tmp_path.glob("runs/*/*")) or "classes" in result.output
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(finished, tmp_path):
+    folder, _ = finished
+    result = call("run", "--out", folder)
+    assert result.exit_code == 2
+    assert "npgait resume" in result.output
+    (tmp_path / "file").touch()
+    assert call("run", "--out", tmp_path / "file").exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_a_run_that_diverges_stops_with_status_1_and_keeps_the_last_good_checkpoint(tmp_path):
+    folder = tmp_path / "r"
+    assert call("run", "-q", "-e", "bp", "--out", folder, *SMALL).exit_code == 0
+    good = weights(folder / "bp")
+    text = (folder / "config.toml").read_text().replace("epochs = 2", "epochs = 3")
+    (folder / "config.toml").write_text(text)
+    from npgait import session
+
+    original = session.restore_session
+
+    def poisoned(path, session, digest):
+        original(path, session, digest)
+        session.network.layers[1].W[0, 0] = np.inf
+
+    from npgait.cli import execute
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "restore_session", poisoned)
+        result = call("resume", folder)
+    assert result.exit_code == 1
+    assert "step 93" in result.output
+    assert "output" in result.output
+    for name, array in weights(folder / "bp").items():
+        np.testing.assert_array_equal(array, good[name])
+
+
+def test_a_damaged_checkpoint_is_a_clear_message(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    path = folder / "fa" / "checkpoint.h5"
+    path.write_bytes(path.read_bytes()[:-500])
+    result = call("resume", folder)
+    assert result.exit_code == 2
+    assert "checkpoint.h5" in result.output
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["resume"], ["presets"], ["presets", "show"]])
+def test_every_command_has_help(command):
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_presets_are_listed_and_shown(tmp_path):
+    listed = call("presets").output
+    for name in ("digits", "mnist-gait-4l", "cifar10", "cifar10-shallow-fa", "kmnist-tp-tower"):
+        assert name in listed
+    for name in ("digits", "mnist-gait-4l"):
+        shown = call("presets", "show", name)
+        assert shown.exit_code == 0
+        (tmp_path / "own.toml").write_text(shown.output)
+        assert "own.toml" not in call("run", str(tmp_path / "own.toml"), "--device", "none").output
+
+
+# --- real processes: signals and imports -------------------------------------------------------------
+
+RUN = [sys.executable, "-m", "npgait"]
+LONG = ["-e", "gait", "--set", "epochs=12", "--set", "depth=3", "--no-plots", "--device", "cpu"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    subprocess.run([*RUN, "run", "-q", "--out", straight, *LONG], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*RUN, "run", "--out", stopped, *LONG], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while "epoch 2/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "npgait resume" in err
+    assert "Traceback" not in err
+    assert (stopped / "gait" / "metrics.jsonl").read_text().count('"epoch", ') < 12
+    subprocess.run([*RUN, "resume", "-q", stopped], check=True, capture_output=True)
+    one, two = weights(straight / "gait"), weights(stopped / "gait")
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, two[name])
+    rows = [
+        [
+            {**json.loads(line), "seconds": 0}
+            for line in (folder / "gait" / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (straight, stopped)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path):
+    folder = tmp_path / "r"
+    process = subprocess.Popen(
+        [*RUN, "run", "--out", folder, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "epoch 2/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    result = subprocess.run([*RUN, "resume", folder], check=True, capture_output=True, text=True)
+    assert "epoch 1/" not in result.stdout
+    assert "epoch 12/12" in result.stdout
+
+
+def loaded_by(code):
+    lines = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    return {name.partition(".")[0] for name in lines}
+
+
+def test_importing_npgait_loads_nothing_it_does_not_use():
+    heavy = {"matplotlib", "h5py", "cupy", "PIL", "tqdm", "click"}
+    assert not heavy & loaded_by("import npgait")
+    assert not {"matplotlib", "cupy"} & loaded_by("import npgait.cli.main")
+    assert not heavy & loaded_by("import npgait; npgait.models.square(4, 2).predict([[1, 2, 3, 4]])")
+
+
+def test_importing_npgait_is_fast():
+    """Within twice the time of importing NumPy, which it cannot do without."""
+
+    def seconds(module):
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert seconds("npgait") < 2 * seconds("numpy") + 0.2
+
+
+def test_only_the_backend_imports_cupy_and_the_core_knows_neither_cli_nor_loaders():
+    root = Path(__file__).parents[1]
+    for path in (root / "npgait").rglob("*.py"):
+        text = path.read_text()
+        if path.name != "backend.py":
+            assert "import cupy" not in text, path
+        if path.name != "__main__.py":
+            assert "npgait.cli" not in text, path
+            assert "import npgait.loaders" not in text, path
+            assert "from npgait.loaders" not in text, path
+    for path in (root / "loaders").rglob("*.py"):
+        assert "npgait.cli" not in path.read_text(), path

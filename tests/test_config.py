@@ -1,0 +1,215 @@
+"""Experiment files: what they say, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgait.config import (
+    KEYS,
+    ConfigError,
+    Experiment,
+    find_experiments,
+    make_experiment,
+    parse_override,
+    preset_files,
+    read_experiments,
+    to_toml,
+)
+from npgait.session import build_session
+
+FILE = Path("my.toml")
+
+
+def read(text, **overrides):
+    return read_experiments(FILE, text, overrides)
+
+
+def test_defaults_reach_every_experiment_and_its_own_values_win():
+    one, two = read(
+        '[defaults]\nepochs = 5\n[[experiment]]\nname = "a"\n[[experiment]]\nname = "b"\nepochs = 7'
+    )
+    assert (one.name, one.epochs, two.name, two.epochs) == ("a", 5, "b", 7)
+
+
+def test_overrides_win_over_the_file():
+    (e,) = read("[[experiment]]\nepochs = 5", epochs=2)
+    assert e.epochs == 2
+
+
+def test_integers_serve_as_floats():
+    (e,) = read("[[experiment]]\northo_strength = 100")
+    assert e.ortho_strength == 100.0
+    assert isinstance(e.ortho_strength, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[[experiment]]\nepoch = 5", ["my.toml", "'epoch'", "unknown", "nearest: 'epochs'"]),
+        ("epochs = 5\n[[experiment]]", ["my.toml", "'epochs'", "[defaults]"]),
+        ("[[experiment]]\nepochs = 0", ["'epochs' is 0", "an integer of at least 1"]),
+        ("[[experiment]]\nepochs = 2.5", ["'epochs' is 2.5", "an integer"]),
+        ("[[experiment]]\nepochs = true", ["'epochs' is True", "an integer"]),
+        (
+            '[[experiment]]\nlearning_rate = "fast"',
+            ["'learning_rate' is 'fast'", "finite number above 0"],
+        ),
+        ("[[experiment]]\nlearning_rate = nan", ["'learning_rate' is nan"]),
+        ("[[experiment]]\nlearning_rate = inf", ["'learning_rate' is inf"]),
+        ("[[experiment]]\nbeta1 = 1.0", ["'beta1' is 1.0", "of at least 0 and below 1"]),
+        ('[[experiment]]\nrule = "gate"', ["'rule' is 'gate'", "one of bp, fa, dfa, tp, itp, gait"]),
+        ("[[experiment]]\ngamma = 2.0", ["'gamma' is 2.0", "up to 1"]),
+        ("[[experiment]]\nauxiliary = false", ["'auxiliary'", "inverts"]),
+        ('[[experiment]]\nname = "../up"', ["'name' is '../up'", "letters"]),
+        ('[[experiment]]\nname = "a"\n[[experiment]]\nname = "a"', ["'name'", "'a' is used 2 times"]),
+        ("[[experiment]]\nwidths = [3]", ["'widths'", "tower"]),
+        ('[[experiment]]\nnetwork = "tower"\nwidth = 3', ["'width' and 'depth'", "tower"]),
+        ('[[experiment]]\nnetwork = "tower"\nwidths = [0]', ["'widths' is [0]"]),
+        ("[defaults]\nepochs = 1", ["at least one [[experiment]]"]),
+        ("experiment = 3", ["[[experiment]]"]),
+        ("experiment = [3]", ["experiment 1 is not a table"]),
+        ("[[experiment]\n", ["my.toml", "not TOML"]),
+        ("", ["[[experiment]]"]),
+    ],
+)
+def test_a_mistake_is_one_line_naming_file_key_and_what_was_expected(text, parts):
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@given(st.text(max_size=200))
+def test_no_text_escapes_as_another_error(text):
+    try:
+        read(text)
+    except ConfigError as error:
+        assert "my.toml" in str(error)
+
+
+@given(st.binary(max_size=200))
+def test_no_file_escapes_as_another_error(tmp_path_factory, raw):
+    path = tmp_path_factory.mktemp("config") / "my.toml"
+    path.write_bytes(raw)
+    try:
+        read_experiments(path)
+    except ConfigError as error:
+        assert "my.toml" in str(error)
+
+
+def test_a_missing_and_an_enormous_file_are_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml.*cannot be read"):
+        find_experiments(str(tmp_path / "none.toml"))
+    big = tmp_path / "big.toml"
+    big.write_bytes(b"#" * (2 << 20))
+    with pytest.raises(ConfigError, match="not an experiment file"):
+        find_experiments(str(big))
+
+
+def test_what_is_written_reads_back_equal():
+    experiments = [e for name in preset_files() for e in find_experiments(name)]
+    unusual = make_experiment(
+        {
+            "name": "odd",
+            "description": 'a "quoted" \\ line\n\ttab é',
+            "network": "tower",
+            "widths": [9, 4],
+        },
+        "test",
+    )
+    experiments = [*experiments[:5], unusual]
+    assert read_experiments(FILE, to_toml(experiments)) == experiments
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epochs=3", ("epochs", 3)),
+        ("learning_rate = 1e-4", ("learning_rate", 1e-4)),
+        ("rule=bp", ("rule", "bp")),
+        ('rule="bp"', ("rule", "bp")),
+        ("auxiliary=true", ("auxiliary", True)),
+        ("widths=[5, 3]", ("widths", [5, 3])),
+        ("description=a=b", ("description", "a=b")),
+    ],
+)
+def test_overrides_on_the_command_line_are_toml_or_bare_words(text, expected):
+    assert parse_override(text) == expected
+
+
+def test_wrong_overrides_say_so():
+    with pytest.raises(ConfigError, match="expected key=value"):
+        parse_override("epochs")
+    with pytest.raises(ConfigError, match="'learning_rat' is unknown; nearest: 'learning_rate'"):
+        parse_override("learning_rat=3")
+
+
+def test_an_unknown_preset_gives_the_nearest_name():
+    with pytest.raises(ConfigError, match="nearest: 'mnist-gait-4l'"):
+        find_experiments("mnist-gait4l")
+
+
+def test_every_key_has_a_help_text():
+    assert all(field.metadata["help"] for field in KEYS.values())
+
+
+# --- presets: the published experiments ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", preset_files())
+def test_every_preset_can_be_built(name):
+    sizes = {"digits": (64, 10), "cifar10": (3072, 10)}
+    for e in find_experiments(name):
+        session = build_session(e, *sizes.get(e.data, (784, 10)))
+        assert session.network.dtype == e.dtype
+        assert e.description
+
+
+@pytest.mark.parametrize("data", ["mnist", "kmnist", "fashion-mnist"])
+@pytest.mark.parametrize("rule", ["bp", "tp", "itp", "gait"])
+@pytest.mark.parametrize("network", ["1l", "2l", "3l", "4l", "tower"])
+def test_the_experiments_of_2020_have_the_published_settings(data, rule, network):
+    (e,) = find_experiments(f"{data}-{rule}-{network}")
+    assert (e.data, e.rule, e.batch_size, e.epochs) == (data, rule, 60, 100)
+    assert (e.loss, e.reduction, e.normalisation) == ("squared_error", "mean", "unit")
+    assert (e.optimizer, e.beta1, e.beta2, e.epsilon) == ("adam", 0.9, 0.99, 1e-8)
+    assert not e.bias_correction
+    assert (e.learning_rate, e.ortho_strength) == ((1e-5, 1000) if rule == "tp" else (1e-4, 0.1))
+    assert (e.gamma, e.normalised, e.regulariser) == (1e-3, False, "orthogonal")
+    layers = build_session(e, 784, 10).network.layers
+    assert all(layer.is_square for layer in layers)
+    assert len(layers) == (4 if network == "tower" else int(network[0]) + 1)
+
+
+@pytest.mark.parametrize("family", ["cifar10", "cifar10-shallow"])
+def test_the_experiments_of_2023_have_the_published_settings(family):
+    by_name = {e.name.removeprefix(f"{family}-"): e for e in find_experiments(family)}
+    assert set(by_name) == {"bp", "fa", "gait-vanilla", "gait"}
+    for name, e in by_name.items():
+        fa = name == "fa"
+        assert (e.data, e.batch_size, e.epochs, e.loss) == ("cifar10", 256, 200, "cross_entropy")
+        assert e.learning_rate == (2.5e-5 if fa else 1.9e-5)
+        assert (e.beta1, e.beta2, e.epsilon) == ((0.9, 0.99, 1e-4) if fa else (0.9, 0.999, 1e-6))
+        assert e.bias_correction
+        assert e.ortho_strength == (100 if name.startswith("gait") else 0)
+        layers = build_session(e, 3072, 10).network.layers
+        assert len(layers) == (7 if family == "cifar10" else 4)
+        assert layers[-1].n_out == (1024 if name.startswith("gait") else 10)
+    assert by_name["gait-vanilla"].gamma == 1e-3
+    assert by_name["gait"].gamma == 1e-7
+    assert by_name["gait"].normalised
+
+
+def test_the_resolved_configuration_is_complete(tmp_path):
+    table = tomllib.loads(to_toml(find_experiments("digits")))
+    unset = {"width", "depth", "widths", "auxiliary", "gamma", "inverse_method", "inverse_tolerance"}
+    for entry in table["experiment"]:
+        assert set(KEYS) - set(entry) <= unset
+    assert isinstance(find_experiments("bp")[0], Experiment)
