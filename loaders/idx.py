@@ -43,7 +43,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 raise DataError(f"{path}: not an IDX file: it begins with {start.hex() or 'nothing'}")
             if start[2] != UINT8 or not 1 <= start[3] <= 4:
                 raise DataError(
-                    f"{path}: type {start[2]}, {start[3]} axes; expected type {UINT8} (uint8), 1 to 4 axes"
+                    f"{path}: type {start[2]}, {start[3]} axes; expected type {UINT8}, 1 to 4 axes"
                 )
             header = file.read(4 * start[3])
             shape = tuple(np.frombuffer(header[: len(header) // 4 * 4], dtype=">u4").tolist())

@@ -1,7 +1,7 @@
 """Plain values out of a pickle file, without unpickling it.
 
 CIFAR's "python version" is a set of pickles, and to load a pickle is to run whatever program it holds.
-Here `pickletools.genops` splits the file into its opcodes, which executes nothing, and a small stack machine
+Here `pickletools.genops` splits the file into its opcodes, which executes nothing, and a small machine
 rebuilds dicts, lists, tuples, bytes, text, numbers and NumPy arrays of uint8. It knows five names, and
 knows them as symbols: nothing is imported or called. Any other opcode or name is refused.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ class _Symbol:
 
 @dataclass
 class _Blank:
-    """An array or dtype that a BUILD opcode will fill in."""
+    """An array or dtype before the BUILD opcode that gives it its content."""
 
     kind: str
-    value: Any = None
+    memo_keys: list[int] = field(default_factory=list)
 
 
 def read_plain_pickle(raw: bytes, where: Path | str) -> Any:
@@ -59,24 +59,13 @@ def read_plain_pickle(raw: bytes, where: Path | str) -> Any:
     try:
         for opcode, argument, _ in pickletools.genops(raw):
             if opcode.name == "STOP":
-                return _finished(stack.pop())
+                return stack.pop()
             _step(opcode.name, argument, stack, memo)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     except Exception as error:  # a damaged pickle fails in any of these steps
         raise DataError(f"{where}: not a readable pickle of plain values ({error})") from error
     raise DataError(f"{where}: the pickle ends before its end mark")
-
-
-def _finished(value: Any) -> Any:
-    """Return `value` with every blank replaced by the array it stands for."""
-    if isinstance(value, _Blank):
-        return value.value
-    if isinstance(value, dict):
-        return {_finished(k): _finished(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_finished(v) for v in value)
-    return value
 
 
 def _to_mark(stack: list[Any]) -> list[Any]:
@@ -98,10 +87,11 @@ def _step(  # noqa: PLR0912 - one branch an opcode reads best in one place
         stack.append(argument)
     elif name in _TEXT_OF_PYTHON_2:  # genops hands out latin-1 text
         stack.append(argument.encode("latin-1"))
-    elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-        memo[int(argument)] = stack[-1]
-    elif name == "MEMOIZE":
-        memo[len(memo)] = stack[-1]
+    elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        key = len(memo) if name == "MEMOIZE" else int(argument)
+        memo[key] = stack[-1]
+        if isinstance(stack[-1], _Blank):
+            stack[-1].memo_keys.append(key)
     elif name in ("GET", "BINGET", "LONG_BINGET"):
         stack.append(memo[int(argument)])
     elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
@@ -126,8 +116,9 @@ def _step(  # noqa: PLR0912 - one branch an opcode reads best in one place
         arguments = stack.pop()
         stack.append(_reduced(stack.pop(), arguments))
     elif name == "BUILD":
-        state = stack.pop()
-        _build(stack[-1], state)
+        state, blank = stack.pop(), stack.pop()
+        stack.append(_built(blank, state))
+        memo.update(dict.fromkeys(blank.memo_keys, stack[-1]))
     else:
         raise DataError(f"the pickle holds the opcode {name}; only plain values are read")
 
@@ -166,17 +157,18 @@ def _reduced(symbol: Any, arguments: tuple[Any, ...]) -> Any:
         return _Blank("array")
     if name == "_frombuffer":
         data, _, shape, order = arguments
-        return _Blank("array", _uint8_array(bytes(data), shape, order == "F"))
+        return _uint8_array(bytes(data), shape, order == "F")
     raise DataError("the pickle calls something that is not an array")
 
 
-def _build(target: Any, state: tuple[Any, ...]) -> None:
-    """Fill in a blank array from NumPy's (version, shape, dtype, is_fortran, bytes)."""
-    if not isinstance(target, _Blank):
+def _built(blank: Any, state: tuple[Any, ...]) -> Any:
+    """Return the array that NumPy's (version, shape, dtype, is_fortran, bytes) makes of a blank."""
+    if not isinstance(blank, _Blank):
         raise DataError("the pickle builds something that is not an array")
-    if target.kind == "array":
-        _, shape, _, is_fortran, data = state
-        target.value = _uint8_array(data, shape, bool(is_fortran))
+    if blank.kind == "dtype":  # byte order and alignment, which bytes do not have
+        return blank
+    _, shape, _, is_fortran, data = state
+    return _uint8_array(data, shape, bool(is_fortran))
 
 
 def _uint8_array(data: bytes, shape: tuple[int, ...], is_fortran: bool) -> np.ndarray:
