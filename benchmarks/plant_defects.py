@@ -1,0 +1,200 @@
+"""A check of the checks: plants one-line defects one by one and shows that the tests catch each.
+
+    python benchmarks/plant_defects.py              all defects
+    python benchmarks/plant_defects.py gait adam    those whose name holds one of the words
+
+Each defect is one line of a file changed in a copy of the project; the tests named with it have to fail.
+Exit status 1 if a defect survives, or if the line it changes is not there once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Defect:
+    name: str
+    file: str
+    line: str  # as it stands
+    defect: str  # what it becomes
+    tests: str  # where it has to be caught
+
+
+RULES = "tests/test_rules.py tests/test_golden_dense.py"
+DEFECTS = [
+    Defect("f': slope on the wrong side", "npgait/activations.py",
+           "return array_module(a).where(a > 0, one, slope)",
+           "return array_module(a).where(a < 0, one, slope)", "tests/test_activations.py"),
+    Defect("f^-1: multiplied instead of divided", "npgait/activations.py",
+           "return array_module(y).where(y > 0, y, y / self.slope)",
+           "return array_module(y).where(y > 0, y, y * self.slope)", "tests/test_activations.py"),
+    Defect("difference: nudge of the wrong sign", "npgait/activations.py",
+           "y_nudged = y - s * v", "y_nudged = y + s * v", "tests/test_activations.py"),
+    Defect("difference: kink ignored", "npgait/activations.py",
+           "return xp.where(crossed, two_sides, one_side)", "return one_side",
+           "tests/test_activations.py"),
+    Defect("difference: f' missing", "npgait/activations.py",
+           "one_side = v / self.derivative(y)", "one_side = v + 0 * y", "tests/test_activations.py"),
+    Defect("dense forward: bias missing", "npgait/layers/dense.py",
+           "a = x @ self.W[:, :u] + self.b[:u]", "a = x @ self.W[:, :u]", "tests/test_dense.py"),
+    Defect("dense inverse: bias added", "npgait/layers/dense.py",
+           "return _LU(self.f.inverse(y) - self.b, self.W, name=self.name)",
+           "return _LU(self.f.inverse(y) + self.b, self.W, name=self.name)", "tests/test_dense.py"),
+    Defect("dense inverse: f^-1 missing", "npgait/layers/dense.py",
+           "return _LU(self.f.inverse(y) - self.b, self.W, name=self.name)",
+           "return _LU(y - self.b, self.W, name=self.name)", "tests/test_dense.py"),
+    Defect("dense transpose: feedback ignored", "npgait/layers/dense.py",
+           "W = self.W[:, : self.used] if B is None else B", "W = self.W[:, : self.used]",
+           "tests/test_dense.py"),
+    Defect("local update: f' missing", "npgait/layers/dense.py",
+           "delta = self.f.derivative(a[:, :u]) * error", "delta = 1.0 * error", "tests/test_dense.py"),
+    Defect("local update: f'^2", "npgait/layers/dense.py",
+           "delta = self.f.derivative(a[:, :u]) * error",
+           "delta = self.f.derivative(a[:, :u]) ** 2 * error", "tests/test_dense.py"),
+    Defect("local update: bias averaged", "npgait/layers/dense.py",
+           "db = delta.sum(axis=0)", "db = delta.mean(axis=0)", "tests/test_dense.py"),
+    Defect("BP: f' missing", "npgait/rules/bp.py",
+           "e = layer.transpose(layer.f.derivative(a) * e)", "e = layer.transpose(e)", RULES),
+    Defect("FA: weights instead of feedback", "npgait/rules/fa.py",
+           "e = layer.transpose(layer.f.derivative(a) * e, B)",
+           "e = layer.transpose(layer.f.derivative(a) * e)", RULES),
+    Defect("DFA: wrong sign", "npgait/rules/dfa.py",
+           "e = error if B is None else (error @ B).reshape(*y.shape[:-1], layer.used)",
+           "e = error if B is None else -(error @ B).reshape(*y.shape[:-1], layer.used)", RULES),
+    Defect("TP: half the error", "npgait/rules/tp.py", "v, s = e, 1.0", "v, s = e, 0.5", RULES),
+    Defect("ITP: gamma of the layer above", "npgait/rules/itp.py", "s = gamma * s", "s = gamma", RULES),
+    Defect("ITP absolute: scale forgotten", "npgait/rules/itp.py", "m = m / gamma", "m = m", RULES),
+    Defect("GAIT: f' instead of f'^2", "npgait/rules/gait.py",
+           "v = layer.f.derivative(a) ** 2 * e", "v = layer.f.derivative(a) * e", RULES),
+    Defect("GAIT: gamma off by one layer", "npgait/rules/gait.py",
+           "s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma * s",
+           "s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma", RULES),
+    Defect("GAIT: n counts used units only", "npgait/rules/gait.py",
+           "s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma * s",
+           "s = _normalised_size(gamma, layer.used, e) if normalised else gamma * s", RULES),
+    Defect("GAIT: norm not square-rooted", "npgait/rules/gait.py",
+           "return _divide(gamma * n**0.5, norm_per_sample(e))",
+           "return _divide(gamma * n**0.5, norm_per_sample(e) ** 2)", RULES),
+    Defect("GAIT absolute: f' instead of f'^2", "npgait/rules/gait.py",
+           "eps = gamma_l * layer.f.derivative(a) ** 2", "eps = gamma_l * layer.f.derivative(a)", RULES),
+    Defect("GAIT absolute: target and activity swapped", "npgait/rules/gait.py",
+           "t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t), records[l - 1].y)",
+           "t = keep_auxiliary(layer.inverse((1 - eps) * t + eps * y), records[l - 1].y)", RULES),
+    Defect("zero error: divided by zero", "npgait/rules/gait.py",
+           "return xp.where(zero, denominator, numerator / xp.where(zero, 1, denominator))",
+           "return numerator / denominator", RULES),
+    Defect("output target: wrong sign", "npgait/rules/nudge.py",
+           "t[:, : error.shape[1]] -= error", "t[:, : error.shape[1]] += error", RULES),
+    Defect("zero error: rounding passed down", "npgait/rules/nudge.py",
+           "m = (error != 0).any(axis=1, keepdims=True).astype(y.dtype)",
+           "m = (error == error).any(axis=1, keepdims=True).astype(y.dtype)", RULES),
+    Defect("regulariser: factor 2 for 4", "npgait/orthogonality.py",
+           "return 4 * (G @ W - W)", "return 2 * (G @ W - W)", "tests/test_orthogonality.py"),
+    Defect("regulariser: diagonal kept", "npgait/orthogonality.py",
+           "return 4 * (G @ W - G.diagonal()[:, None] * W)", "return 4 * (G @ W)",
+           "tests/test_orthogonality.py"),
+    Defect("gram: W^T W for W W^T", "npgait/orthogonality.py",
+           "return W @ W.T", "return W.T @ W", "tests/test_orthogonality.py"),
+    Defect("series: W not transposed", "npgait/orthogonality.py",
+           "term = d @ W[:, : d.shape[-1]].T", "term = d @ W[: d.shape[-1], :]",
+           "tests/test_orthogonality.py"),
+    Defect("series: R of the wrong sign", "npgait/orthogonality.py",
+           "term = term @ R", "term = -(term @ R)", "tests/test_orthogonality.py"),
+    Defect("LU: W not transposed", "npgait/orthogonality.py",
+           "z = xp.ascontiguousarray(xp.linalg.solve(W.T, padded.T).T)",
+           "z = xp.ascontiguousarray(xp.linalg.solve(W, padded.T).T)", "tests/test_orthogonality.py"),
+    Defect("LU: singular weights pass", "npgait/orthogonality.py",
+           "if not _relative_residual(z, rows, W) < 0.01:", "if False:",
+           "tests/test_orthogonality.py"),
+    Defect("orthogonal: signs of R forgotten", "npgait/initialisation.py",
+           "Q *= np.where(np.diagonal(R) < 0, -1.0, 1.0)", "Q *= 1.0", "tests/test_orthogonality.py"),
+    Defect("cross-entropy: onehot forgotten", "npgait/losses.py",
+           "error = exp / total", "error = 2 * exp / total", "tests/test_losses.py"),
+    Defect("Adam: bias correction of the wrong moment", "npgait/optimizers.py",
+           "correct2 = 1 - self.beta2**self.t if self.bias_correction else 1.0",
+           "correct2 = 1 - self.beta1**self.t if self.bias_correction else 1.0",
+           "tests/test_optimizers.py"),
+    Defect("Adam: epsilon under the root", "npgait/optimizers.py",
+           "p -= (self.learning_rate / correct1) * m / (xp.sqrt(v / correct2) + self.epsilon)",
+           "p -= (self.learning_rate / correct1) * m / xp.sqrt(v / correct2 + self.epsilon)",
+           "tests/test_optimizers.py"),
+    Defect("angle: half of it", "npgait/metrics.py",
+           "return float(np.degrees(2 * np.arctan2(difference, total)))",
+           "return float(np.degrees(np.arctan2(difference, total)))", "tests/test_metrics.py"),
+    Defect("top-k: ties count for the network", "npgait/metrics.py",
+           "ahead = (~(y < own)).sum(axis=1) - 1", "ahead = (y > own).sum(axis=1)",
+           "tests/test_metrics.py"),
+    Defect("step: regulariser subtracted", "npgait/training.py",
+           "dW += recipe.ortho_strength * regulariser(layer.W, G)",
+           "dW -= recipe.ortho_strength * regulariser(layer.W, G)", "tests/test_training.py"),
+    Defect("step: mean forgotten", "npgait/training.py",
+           'share = 1.0 if recipe.reduction == "sum" else 1.0 / batch_size', "share = 1.0",
+           "tests/test_training.py"),
+    Defect("resume: the order drawn anew", "npgait/training.py",
+           "if progress.batch == 0:", "if True:", "tests/test_training.py"),
+]  # fmt: skip
+
+
+def copy_project(target: Path) -> None:
+    """Copy what the tests need, so that the working tree is never touched."""
+    for name in ("npgait", "cli", "loaders", "tests", "setup.py", "pyproject.toml", "README.md"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target / name)
+    shared = ROOT.parent / "shared"
+    if shared.is_dir():
+        (target.parent / "shared").symlink_to(shared)
+
+
+def survives(defect: Defect, project: Path) -> bool:
+    """Plant a defect, run its tests, and take it out again; return whether they passed."""
+    path = project / defect.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(defect.line) != 1:
+        count = text.count(defect.line)
+        raise SystemExit(f"{defect.name}: its line stands {count} times in {defect.file}")
+    path.write_text(text.replace(defect.line, defect.defect), encoding="utf-8")
+    try:
+        run = subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+             *defect.tests.split()],
+            cwd=project, capture_output=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"{defect.name}: pytest did not run:\n{run.stdout.decode()[-2000:]}")
+    return run.returncode == 0
+
+
+def main() -> None:
+    """Plant every defect and print what became of it."""
+    words = sys.argv[1:]
+    chosen = [d for d in DEFECTS if not words or any(w.lower() in d.name.lower() for w in words)]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        project.mkdir()
+        copy_project(project)
+        for defect in chosen:
+            alive = survives(defect, project)
+            survivors += alive
+            print(f"{'SURVIVES' if alive else 'caught  '}  {defect.name}  ({defect.file})", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} defects caught")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
