@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -19,17 +18,20 @@ from npgait.orthogonality import SingularWeightsError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
-BAD_USAGE, FAILED = 2, 1
 MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError)
 FAILURES = (TrainingDivergedError, SingularWeightsError, OSError, MemoryError)
 
 
-class _Failure(click.ClickException):
-    """An error shown as one line, with its exit status."""
+class BadUsage(click.ClickException):
+    """A mistake of the user's, shown without a traceback."""
 
-    def __init__(self, error: BaseException, exit_code: int) -> None:
-        super().__init__(str(error) or type(error).__name__)
-        self.exit_code = exit_code
+    exit_code = 2
+
+
+class FailedRun(click.ClickException):
+    """A run that could not go on, shown without a traceback."""
+
+    exit_code = 1
 
 
 class ReportingGroup(click.Group):
@@ -40,9 +42,9 @@ class ReportingGroup(click.Group):
         try:
             return super().invoke(ctx)
         except MISTAKES as error:
-            raise _Failure(error, BAD_USAGE) from error
+            raise BadUsage(str(error)) from error
         except FAILURES as error:
-            raise _Failure(error, FAILED) from error
+            raise FailedRun(str(error) or type(error).__name__) from error
 
 
 @click.group(
@@ -68,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

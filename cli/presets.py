@@ -26,7 +26,7 @@ def list_presets() -> None:
         experiments = read_experiments(Path(f"{name}.toml"), text)
         rows.append([name, f"all {len(experiments)} below", experiments[0].data])
         rows += [[f"  {e.name}", e.description, e.data] for e in experiments]
-    click.echo(format_table(["preset", "what", "data"], rows))
+    click.echo(format_table(["preset", "what", "data"], rows, left=3))
 
 
 @presets.command("show")

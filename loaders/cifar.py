@@ -100,7 +100,7 @@ def _find(
         own = (version.folder, *(f"{f}/{version.folder}" for f in folders), *folders)
         folder = find_folder(data_dir, own, (version.test,))
         if folder is not None:
-            return version, lambda file, folder=folder: _read_file(folder / file)  # type: ignore[misc]
+            return version, lambda file, folder=folder: _read_file(folder / file)
     for version in versions:
         folder = find_folder(data_dir, folders, (version.archive,))
         if folder is not None:
@@ -200,9 +200,8 @@ def _pickled_records(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     table = _table(raw, file)
     data, labels = table.get("data"), table.get(label_key)
-    is_images = isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == PIXELS
     is_labels = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if not is_images or not is_labels:
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,) or not is_labels:
         raise DataError(f"{file}: has no 'data' of {PIXELS} bytes an image, or no {label_key!r}")
     return _to_nhwc(data), np.array(labels, dtype=np.int64)
 

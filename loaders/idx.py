@@ -82,8 +82,10 @@ def _load(
         arrays[part] = read_idx(path)
         if arrays[part].ndim != (3 if part.endswith("_x") else 1):
             raise DataError(f"{path}: {arrays[part].ndim} axes; this is not the file its name says")
-    labels = {part: arrays[part].astype(np.int64) for part in ("train_labels", "test_labels")}
-    return Dataset(name, arrays["train_x"], test_x=arrays["test_x"], classes=classes, **labels)
+    train_labels, test_labels = (
+        arrays[part].astype(np.int64) for part in ("train_labels", "test_labels")
+    )
+    return Dataset(name, arrays["train_x"], train_labels, arrays["test_x"], test_labels, classes)
 
 
 def load_mnist(data_dir: Path | None = None) -> Dataset:

@@ -36,7 +36,7 @@ class _Blank:
     """An array or dtype before the BUILD opcode that gives it its content."""
 
     kind: str
-    memo_keys: list[int] = field(default_factory=list)
+    memo_slots: list[int] = field(default_factory=list)
 
 
 def read_plain_pickle(raw: bytes, where: Path | str) -> Any:
@@ -88,10 +88,10 @@ def _step(  # noqa: PLR0912 - one branch an opcode reads best in one place
     elif name in _TEXT_OF_PYTHON_2:  # genops hands out latin-1 text
         stack.append(argument.encode("latin-1"))
     elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-        key = len(memo) if name == "MEMOIZE" else int(argument)
-        memo[key] = stack[-1]
+        slot = len(memo) if name == "MEMOIZE" else int(argument)
+        memo[slot] = stack[-1]
         if isinstance(stack[-1], _Blank):
-            stack[-1].memo_keys.append(key)
+            stack[-1].memo_slots.append(slot)
     elif name in ("GET", "BINGET", "LONG_BINGET"):
         stack.append(memo[int(argument)])
     elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
@@ -118,7 +118,7 @@ def _step(  # noqa: PLR0912 - one branch an opcode reads best in one place
     elif name == "BUILD":
         state, blank = stack.pop(), stack.pop()
         stack.append(_built(blank, state))
-        memo.update(dict.fromkeys(blank.memo_keys, stack[-1]))
+        memo.update(dict.fromkeys(blank.memo_slots, stack[-1]))
     else:
         raise DataError(f"the pickle holds the opcode {name}; only plain values are read")
 
