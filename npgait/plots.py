@@ -111,7 +111,7 @@ def _angles(experiments: Mapping[str, Rows]) -> Any:
             if points:
                 shade = 0.25 + 0.75 * l / max(len(layers) - 1, 1)
                 ax.plot(*zip(*points, strict=True), color="#0072B2", alpha=shade, label=layer)
-        ax.set(title=name, xlabel="step", ylim=(-2, 95), yticks=[0, 30, 60, 90])
+        ax.set(title=name, xlabel="step", ylim=(-2, 125), yticks=[0, 30, 60, 90, 120])
     axes[0].set_ylabel("angle to BP (degrees)")
     axes[-1].legend(frameon=False, fontsize="x-small", loc="upper right")
     return figure

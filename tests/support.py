@@ -37,12 +37,15 @@ def dense_network(
     depth: int = 3,
     n_classes: int = 5,
     used: int | None = None,
+    shrink: int = 0,
     slope: float = 0.1,
     away: float = 0.0,
     dtype: str | np.dtype = "float64",
     linear_output: bool = True,
 ) -> Network:
-    """Square layers above the first; `away` from orthogonality, `used` of `width` units feed on."""
+    """Square layers above the first; `away` from orthogonality, `used` of `width` units feed on,
+    and `shrink` fewer each layer up, as in a tower.
+    """
     used = width if used is None else used
     layers = []
     below = n_in
@@ -52,7 +55,7 @@ def dense_network(
         W = orthogonal(rng, below, n_out)
         W = W + away * rng.standard_normal(W.shape) / np.sqrt(below)
         b = 0.1 * rng.standard_normal(n_out)
-        u = n_classes if last else min(used, n_out)
+        u = n_classes if last else min(used - l * shrink, n_out)
         f = Linear() if last and linear_output else LeakyReLU(slope)
         layers.append(Dense(W.astype(dtype), b.astype(dtype), u, f, f"layer{l}"))
         below = u

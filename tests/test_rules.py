@@ -104,7 +104,7 @@ def test_absolute_and_difference_targets_agree(rule, gamma, width, depth, size, 
 @pytest.mark.parametrize("form", ["itp", "vanilla", "normalised"])
 @pytest.mark.parametrize("gamma", [0.5, 1e-3])
 def test_absolute_and_difference_targets_agree_where_kinks_are_crossed(gamma, form, rng):
-    network = dense_network(rng, width=24, depth=3, used=20, away=0.05)
+    network = dense_network(rng, width=24, depth=3, used=20, shrink=4, away=0.05)
     x, labels = batch(rng, network, 64)
     for l, layer in enumerate(network.layers):  # the first sample's units lie within 1e-7 of the kink
         if l < 3:
