@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from npgait.training import EpochDone, StepDone
 def execute(
     folder: Path,
     experiments: Sequence[Experiment],
-    load: Callable[[str], Dataset],
+    load: Callable[[Experiment], Dataset],
     device: Device,
     *,
     quiet: bool,
@@ -38,7 +39,7 @@ def execute(
         Of the run; an experiment with a checkpoint in it goes on from there.
     experiments : sequence of Experiment
     load : callable
-        Returns the data set of a name.
+        Returns the data set of an experiment.
     device : Device
     quiet : bool
         Whether progress is not shown.
@@ -49,10 +50,10 @@ def execute(
         stale.unlink(missing_ok=True)
     with stop_on_signals() as stop:
         for experiment in experiments:
-            dataset = load(experiment.data)
+            dataset = load(experiment)
             session = _open(folder / experiment.name, experiment, dataset, device)
             if not session.finished:
-                data = _batches(dataset, experiment, device)
+                data = _batches(dataset, session)
                 _train(session, *data, folder, dataset.digest(), stop, quiet)
             if stop():
                 break
@@ -67,30 +68,33 @@ def execute(
 
 def _open(folder: Path, experiment: Experiment, dataset: Dataset, device: Device) -> Session:
     """Return the session of an experiment, from its checkpoint if it has one."""
-    n_in = int(dataset.train_x[0].size)
-    session = build_session(experiment, n_in, len(dataset.classes), device)
+    session = build_session(experiment, dataset.image_shape, len(dataset.classes), device)
     if (folder / CHECKPOINT).exists():
         restore_session(folder / CHECKPOINT, session, dataset.digest())
     return session
 
 
-def _batches(dataset: Dataset, experiment: Experiment, device: Device) -> tuple[ArrayData, ArrayData]:
+def _batches(dataset: Dataset, session: Session) -> tuple[ArrayData, ArrayData | None]:
     """Return training and test set as sources of batches, both scaled by the training set's pixels."""
+    experiment, network = session.experiment, session.network
     scaling = scaling_of(dataset.train_x, experiment.normalisation, max_value=dataset.max_value)
-    train_data, test_data = (
-        array_data(x, labels, scaling=scaling, dtype=experiment.dtype, device=device)
-        for x, labels in (
-            (dataset.train_x, dataset.train_labels),
-            (dataset.test_x, dataset.test_labels),
-        )
+    take = functools.partial(
+        array_data,
+        shape=network.shape_in,
+        scaling=scaling,
+        dtype=network.dtype,
+        device=network.device,
     )
-    return train_data, test_data
+    train_data = take(dataset.train_x, dataset.train_labels)
+    if dataset.test_x is None:
+        return train_data, None
+    return train_data, take(dataset.test_x, dataset.test_labels)
 
 
 def _train(
     session: Session,
     train_data: ArrayData,
-    test_data: ArrayData,
+    test_data: ArrayData | None,
     folder: Path,
     digest: str,
     stop: Callable[[], bool],
@@ -114,32 +118,35 @@ def _train(
                 bar.update()
             elif isinstance(event, EpochDone):
                 row = event.row
-                text = f"loss {row['train_loss']:.3f}, test top-1 {row['test_top1']:.1%}"
+                text = f"loss {row['train_loss']:.3f}, train top-1 {row['train_top1']:.1%}"
+                if "test_top1" in row:
+                    text += f", test {row['test_top1']:.1%}"
                 bar.set_postfix_str(text)
                 if not quiet and not on_terminal:
                     click.echo(f"{e.name}: epoch {row['epoch']}/{e.epochs}, {text}")
 
 
 def summary(folder: Path, experiments: Sequence[Experiment]) -> str:
-    """Return the table of a run: test top-1, loss, final angle to BP, time, one line an experiment."""
-    header = ["experiment", "epochs", "test top-1", "test loss", "angle to BP", "time"]
+    """Return the table of a run: accuracy, loss, final angle to BP, time, one line an experiment."""
+    header = ["experiment", "epochs", "train top-1", "test top-1", "test loss", "angle to BP", "time"]
     lines = []
     for experiment in experiments:
         rows = read_metrics(folder / experiment.name)
         epochs = [row for row in rows if row["kind"] == "epoch"]
-        if not epochs:
-            lines.append([experiment.name, "0", "-", "-", "-", "-"])
-            continue
-        last, angle = epochs[-1], hidden_angle(rows)
-        loss = last["test_loss"]
+        last = epochs[-1] if epochs else {}
         lines.append(
             [
                 experiment.name,
-                str(last["epoch"]),
-                f"{last['test_top1']:.2%}",
-                "-" if loss is None else f"{loss:.4f}",
-                "-" if angle is None else f"{angle:.2f} deg",
-                f"{sum(row['seconds'] for row in epochs):.1f} s",
+                str(last.get("epoch", 0)),
+                _cell(last.get("train_top1"), "{:.2%}"),
+                _cell(last.get("test_top1"), "{:.2%}"),
+                _cell(last.get("test_loss"), "{:.4f}"),
+                _cell(hidden_angle(rows), "{:.2f} deg"),
+                _cell(sum(row["seconds"] for row in epochs) if epochs else None, "{:.1f} s"),
             ]
         )
     return format_table(header, lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
+from npgait.config import Experiment
 from npgait.loaders import Dataset, load
 
 data_option = click.option(
@@ -30,7 +30,11 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final 
 plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
 
 
-def loader(data_dir: Path | None) -> Callable[[str], Dataset]:
-    """Return a function that loads the data set of a name, once."""
-    load_once: Callable[[str], Any] = functools.cache(lambda name: load(name, data_dir))
-    return load_once
+def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset]:
+    """Return a function that loads the data set of an experiment, each once."""
+
+    @functools.cache
+    def load_once(name: str, image_size: int) -> Dataset:
+        return load(name, data_dir, image_size=image_size)
+
+    return lambda experiment: load_once(experiment.data, experiment.image_size)

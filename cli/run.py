@@ -60,7 +60,7 @@ def run(
     chosen = select_device(device)
     load = loader(data_dir)
     for experiment in experiments:
-        load(experiment.data)  # missing data is reported before a folder is made
+        load(experiment)  # missing data is reported before a folder is made
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)

@@ -9,21 +9,24 @@ from pathlib import Path
 from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
+from npgait.loaders.folder import load_image_folder
 from npgait.loaders.idx import load_fashion_mnist, load_kmnist, load_mnist
 
 __all__ = ["DATASETS", "DataError", "Dataset", "load"]
 
-DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "mnist": load_mnist,
     "kmnist": load_kmnist,
     "fashion-mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
+    "imagenet": load_image_folder,
 }
+RESIZED = ("imagenet",)  # those whose images are brought to one size as they are read
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
+def load(name: str, data_dir: Path | None = None, *, image_size: int = 224) -> Dataset:
     """Return a data set by name.
 
     Parameters
@@ -32,6 +35,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         One of `DATASETS`.
     data_dir : Path, optional
         Where its files lie, or a folder with one subfolder a data set. The digits need none.
+    image_size : int
+        Side of the images of `RESIZED` data sets, in pixels.
 
     Raises
     ------
@@ -43,4 +48,6 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"; nearest: {near[0]!r}" if near else ""
         raise DataError(f"data set {name!r} is unknown{hint}; there are {', '.join(DATASETS)}")
+    if name in RESIZED:
+        return DATASETS[name](data_dir, image_size=image_size)
     return DATASETS[name](data_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Dataset:
     ----------
     name : str
     train_x, test_x : uint8 array (N, H, W) or (N, H, W, C)
+        test_x and test_labels are None where there is no test set.
     train_labels, test_labels : int64 array (N,)
         Classes, counted from 0.
     classes : tuple of str
@@ -38,16 +40,13 @@ class Dataset:
     name: str
     train_x: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
-    test_x: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    test_x: NDArray[np.uint8] | None
+    test_labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     max_value: int = 255
 
     def __post_init__(self) -> None:
-        for part, x, labels in (
-            ("training", self.train_x, self.train_labels),
-            ("test", self.test_x, self.test_labels),
-        ):
+        for part, x, labels in self._parts():
             where = f"{self.name}, {part} set"
             if len(x) == 0 or labels.shape != (len(x),):
                 raise DataError(f"{where}: {len(x)} images and {len(labels)} labels; expected as many")
@@ -58,18 +57,30 @@ class Dataset:
                     f"{where}: labels lie in {labels.min()}..{labels.max()}; expected "
                     f"0..{len(self.classes) - 1}"
                 )
-        if self.train_x.shape[1:] != self.test_x.shape[1:]:
+        if self.test_x is not None and self.train_x.shape[1:] != self.test_x.shape[1:]:
             raise DataError(
                 f"{self.name}: training images {self.train_x.shape[1:]}, test images "
                 f"{self.test_x.shape[1:]}; expected one size"
             )
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image; C is 1 where images are stored without channels."""
+        height, width, *channels = self.train_x.shape[1:]
+        return height, width, channels[0] if channels else 1
+
+    def _parts(self) -> Iterator[tuple[str, NDArray, NDArray]]:
+        yield "training", self.train_x, self.train_labels
+        if self.test_x is not None and self.test_labels is not None:
+            yield "test", self.test_x, self.test_labels
+
     def digest(self) -> str:
         """Return the SHA-256 of all images and labels: a run resumes on the data it began with."""
         sha = hashlib.sha256()
-        for array in (self.train_x, self.train_labels, self.test_x, self.test_labels):
-            sha.update(f"{array.dtype.str} {array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).data)
+        for _, x, labels in self._parts():
+            for array in (x, labels):
+                sha.update(f"{array.dtype.str} {array.shape}".encode())
+                sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()
 
 

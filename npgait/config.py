@@ -64,6 +64,7 @@ class Experiment:
     normalisation: str = _option(
         "unit", kind=str, choices=NORMALISATIONS, help="scaling of pixels: 0..1, or mean 0 and sd 1"
     )
+    image_size: int = _option(224, kind=int, low=1, help="side of an image of imagenet, in pixels")
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
     width: int | None = _option(None, kind=int, low=1, help="units of a hidden layer")
     depth: int | None = _option(None, kind=int, low=1, help="number of hidden layers")
@@ -252,8 +253,10 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = f"key 'widths' belongs to network 'tower'; for {e.network!r} set width and depth"
     elif e.network == "tower" and (e.width is not None or e.depth is not None):
         problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
-    elif e.network.startswith("cifar10") and e.output_activation != "same":
+    elif e.network not in ("square", "tower") and e.output_activation != "same":
         problem = f"key 'output_activation' does not apply to {e.network!r}: its output is linear"
+    elif e.network == "imagenet" and (e.width is not None or e.depth is not None):
+        problem = "keys 'width' and 'depth' do not apply to network 'imagenet'"
     if problem is not None:
         raise ConfigError(f"{where}: {problem}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,8 @@ class ArrayData:
         Of the batches.
     device : Device
         Of the batches.
+    shape : tuple of int
+        Of one sample of a batch: (n,), or (H, W, C) for a network of convolutions.
     """
 
     x: Array
@@ -75,19 +78,15 @@ class ArrayData:
     scaling: Scaling
     dtype: np.dtype
     device: Device
+    shape: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
-    def n_in(self) -> int:
-        """Values of one sample."""
-        return int(np.prod(self.x.shape[1:]))
-
     def batches(
         self, batch_size: int, order: np.ndarray | None = None, *, start: int = 0
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield (x, labels) of each batch on the device: x (B, n_in) and labels (B,).
+        """Yield (x, labels) of each batch on the device: x (B, *shape) and labels (B,).
 
         Parameters
         ----------
@@ -107,7 +106,7 @@ class ArrayData:
             x = xp.asarray(self.x[chosen]).astype(self.dtype)
             x -= xp.asarray(self.scaling.shift, dtype=self.dtype)
             x *= xp.asarray(self.scaling.scale, dtype=self.dtype)
-            yield x.reshape(len(x), -1), xp.asarray(self.labels[chosen])
+            yield x.reshape(len(x), *self.shape), xp.asarray(self.labels[chosen])
 
 
 def array_data(
@@ -115,6 +114,7 @@ def array_data(
     labels: Any,
     *,
     n_classes: int | None = None,
+    shape: tuple[int, ...] | None = None,
     scaling: Scaling | None = None,
     dtype: str | np.dtype = "float32",
     device: Device = CPU,
@@ -129,6 +129,8 @@ def array_data(
         Classes, counted from 0.
     n_classes : int, optional
         Labels have to be below it. Default: not checked.
+    shape : tuple of int, optional
+        Of one sample, as the network takes it. Default: flattened.
     scaling, dtype, device
         See `ArrayData`.
 
@@ -151,4 +153,8 @@ def array_data(
         raise ValueError(f"labels lie in {low}..{high}; expected 0..{(n_classes or high + 1) - 1}")
     if x.dtype.kind == "f" and not bool(array_module(x).isfinite(x).all()):
         raise ValueError("x holds NaN or infinity; every value has to be finite")
-    return ArrayData(x, labels, scaling or Scaling(), parse_dtype(dtype), device)
+    values = math.prod(x.shape[1:])
+    shape = shape or (values,)
+    if values != math.prod(shape):
+        raise ValueError(f"x has {values} values a sample; the network takes {shape}")
+    return ArrayData(x, labels, scaling or Scaling(), parse_dtype(dtype), device, shape)

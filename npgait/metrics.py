@@ -161,7 +161,7 @@ def _nudges(
 
 def _mean_ratio(numerator: Array | float, denominator: Array | float) -> float | None:
     """Return the mean quotient over the samples where the denominator is not 0."""
-    above, below = np.broadcast_arrays(to_host(numerator), to_host(denominator))
+    above, below = np.broadcast_arrays(to_host(numerator).ravel(), to_host(denominator).ravel())
     counts = below != 0
     return float(np.mean(above[counts] / below[counts])) if counts.any() else None
 

@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from npgait.activations import Activation, LeakyReLU, Linear
-from npgait.backend import CPU, Device, parse_dtype
+from npgait.backend import CPU, Array, Device, parse_dtype
 from npgait.initialisation import INITIALISATIONS
-from npgait.layers import Dense
+from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Layer, Network
 
 
@@ -143,11 +143,59 @@ def cifar10_shallow(n_in: int = 3072, n_classes: int = 10, **options: object) ->
     return cifar10(n_in, n_classes, **{"depth": 3, **options})  # type: ignore[arg-type]
 
 
+# Kernel, stride and used channels of each convolution (2023 paper, ImageNet network).
+IMAGENET = ((9, 4, 24), (3, 2, 24), (5, 2, 48), (3, 2, 48), (3, 1, 96), (3, 2, 96), (3, 1, 192))
+
+
+def imagenet(
+    shape_in: tuple[int, ...] = (224, 224, 3),
+    n_classes: int = 1000,
+    *,
+    f: Activation | None = None,
+    auxiliary: bool = True,
+    initialisation: str = "orthogonal",
+    seed: int | np.random.Generator = 0,
+    dtype: str | np.dtype = "float32",
+    device: Device = CPU,
+) -> Network:
+    """Return the ImageNet network of the 2023 paper: seven convolutions and a linear dense output.
+
+    Parameters
+    ----------
+    shape_in : tuple of int
+        (H, W, C) of an image; every map above follows from it.
+    n_classes, f, auxiliary, initialisation, seed, dtype, device
+        As in `square`.
+
+    Raises
+    ------
+    ValueError
+        If `shape_in` is no image, or its last map has fewer units than there are classes and the
+        output layer has to be square.
+    """
+    if len(shape_in) != 3 or min(shape_in) < 1:
+        raise ValueError(f"the network takes images (H, W, C); got shape {shape_in}")
+    f = f or LeakyReLU()
+    rng = np.random.default_rng(seed)
+    layers: list[Layer] = []
+    height, width, channels = shape_in
+    for number, (kernel, stride, used) in enumerate(IMAGENET, 1):
+        window = Window(height, width, channels, kernel, stride, "SAME")
+        c_out = window.patch_size if auxiliary and number > 1 else used
+        W, b = _weights(rng, initialisation, window.patch_size, c_out, dtype, device)
+        layers.append(Conv2D(W, b, window, used, f, f"conv{number}"))
+        height, width, channels = layers[-1].shape_out
+    n_in, n_out, used = _output_shape(height * width * channels, n_classes, auxiliary)
+    W, b = _weights(rng, initialisation, n_in, n_out, dtype, device)
+    layers.append(Dense(W, b, used, Linear(), "output", (height, width, channels)))
+    return Network(layers)
+
+
 def _output_shape(n_in: int, n_classes: int, auxiliary: bool) -> tuple[int, int, int]:
     if auxiliary and n_classes > n_in:
         raise ValueError(
-            f"{n_classes} classes do not fit a square output layer of {n_in} units; widen the "
-            "network, or use auxiliary=False with a rule that inverts nothing (bp, fa, dfa)"
+            f"output: {n_classes} classes do not fit a square layer of {n_in} units; widen the network "
+            "or its images, or use auxiliary=False with a rule that inverts nothing (bp, fa, dfa)"
         )
     return n_in, n_in if auxiliary else n_classes, n_classes
 
@@ -161,18 +209,30 @@ def _stack(
     device: Device,
 ) -> Network:
     """Return a network of dense layers of the given (n_in, n_out, used)."""
+    rng = np.random.default_rng(seed)
+    layers: list[Layer] = []
+    for number, ((n_in, n_out, used), f) in enumerate(zip(shapes, activations, strict=True), 1):
+        W, b = _weights(rng, initialisation, n_in, n_out, dtype, device)
+        name = "output" if number == len(shapes) else f"hidden{number}"
+        layers.append(Dense(W, b, used, f, name))
+    return Network(layers)
+
+
+def _weights(
+    rng: np.random.Generator,
+    initialisation: str,
+    n_in: int,
+    n_out: int,
+    dtype: str | np.dtype,
+    device: Device,
+) -> tuple[Array, Array]:
+    """Return W (n_in, n_out) and zero b (n_out,) on the device."""
     if initialisation not in INITIALISATIONS:
         known = ", ".join(INITIALISATIONS)
         raise ValueError(f"initialisation {initialisation!r} is unknown; use one of {known}")
     xp, dtype = device.xp, parse_dtype(dtype)
-    rng = np.random.default_rng(seed)
-    layers: list[Layer] = []
-    for number, ((n_in, n_out, used), f) in enumerate(zip(shapes, activations, strict=True), 1):
-        W = xp.asarray(INITIALISATIONS[initialisation](rng, n_in, n_out), dtype=dtype)
-        b = xp.zeros(n_out, dtype=dtype)
-        name = "output" if number == len(shapes) else f"hidden{number}"
-        layers.append(Dense(W, b, used, f, name))
-    return Network(layers)
+    W = INITIALISATIONS[initialisation](rng, n_in, n_out)
+    return xp.asarray(W, dtype=dtype), xp.zeros(n_out, dtype=dtype)
 
 
 def _check_sizes(**sizes: int) -> None:
@@ -186,4 +246,6 @@ MODELS: dict[str, Callable[..., Network]] = {
     "tower": tower,
     "cifar10": cifar10,
     "cifar10_shallow": cifar10_shallow,
+    "imagenet": imagenet,
 }
+TAKES_IMAGES = ("imagenet",)  # networks whose first argument is (H, W, C), not the number of values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,12 +25,16 @@ class Layer(Protocol):
     name: str
 
     @property
-    def n_in(self) -> int:
-        """Number of rows of W."""
+    def shape_in(self) -> tuple[int, ...]:
+        """Shape of one input."""
 
     @property
-    def n_out(self) -> int:
-        """Number of outputs of a sample, auxiliary units included."""
+    def shape_out(self) -> tuple[int, ...]:
+        """Shape of one output, used units only."""
+
+    @property
+    def n_units(self) -> int:
+        """Units of one output, auxiliary units included."""
 
     @property
     def is_square(self) -> bool:
@@ -38,8 +43,8 @@ class Layer(Protocol):
     def forward(self, x: Array, *, auxiliary: bool = False) -> tuple[Array, Array]:
         """Return a and y = f(a)."""
 
-    def inverse(self, y: Array) -> Array:
-        """Return x with forward(x) = y."""
+    def inverse(self, y: Array, x: Array) -> Array:
+        """Return g(y), the input that gives y; x is the layer's input in the forward pass."""
 
     def difference_inverse(
         self,
@@ -94,10 +99,18 @@ class Network:
         if not self.layers:
             raise ValueError("a network needs at least one layer")
         for below, layer in pairwise(self.layers):
-            if layer.n_in != below.used:
+            if layer.shape_in != below.shape_out:
                 raise ValueError(
-                    f"{layer.name} takes {layer.n_in} inputs, but {below.name} gives {below.used}"
+                    f"{layer.name} takes inputs {layer.shape_in}, but {below.name} gives "
+                    f"{below.shape_out}"
                 )
+        if len(self.layers[-1].shape_out) != 1:
+            raise ValueError(f"{self.layers[-1].name} gives images; the last layer has to be dense")
+
+    @property
+    def shape_in(self) -> tuple[int, ...]:
+        """Shape of one input: (n,) or (H, W, C)."""
+        return self.layers[0].shape_in
 
     @property
     def n_classes(self) -> int:
@@ -119,7 +132,7 @@ class Network:
 
         Parameters
         ----------
-        x : array (B, n_in)
+        x : array (B, *shape_in)
             Of the network's own dtype and device.
         auxiliary : bool
             Whether y and a hold the auxiliary units too. Absolute targets need them.
@@ -142,23 +155,23 @@ class Network:
 
         Parameters
         ----------
-        x : array (N, n_in) or (N, ...)
-            NumPy, CuPy or any DLPack array; samples are flattened, dtype and device are converted.
+        x : array (N, *shape_in), or (N, ...) with as many values a sample
+            NumPy, CuPy or any DLPack array; shape, dtype and device are converted.
 
         Returns
         -------
         numpy.ndarray (N,) of int64, on the host
         """
         x = as_array(x)
-        if x.ndim < 2 or np.prod(x.shape[1:]) != self.layers[0].n_in:
+        if x.ndim < 2 or math.prod(x.shape[1:]) != math.prod(self.shape_in):
             raise ValueError(
-                f"x has shape {x.shape}; expected (N, {self.layers[0].n_in}), or samples that "
-                "flatten to it"
+                f"x has shape {x.shape}; expected (N, {', '.join(map(str, self.shape_in))}), or as "
+                "many values a sample"
             )
         xp = array_module(self.layers[0].W)
         classes = [
             to_host(self.output(xp.asarray(chunk, dtype=self.dtype)).argmax(axis=1))
-            for chunk in _chunks(x.reshape(len(x), self.layers[0].n_in), batch_size)
+            for chunk in _chunks(x.reshape(len(x), *self.shape_in), batch_size)
         ]
         return np.concatenate(classes) if classes else np.zeros(0, dtype=np.int64)
 

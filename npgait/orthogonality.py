@@ -183,15 +183,16 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
     before = last
     bound = float(xp.linalg.norm(R))
     for k in range(most + 1):
-        # What a sum of k terms leaves out is about last * r / (1 - r), r the factor between terms;
-        # ||R||_F bounds r, and the factor seen last estimates it far better.
-        r = bound if k == 0 else last / before
+        # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
+        # r; the factor between the last terms is a mean over directions, and thrice that is safe
+        # for all but a few of them.
+        r = bound if k == 0 else min(bound, 3 * last / before)
         if not np.isfinite(last):
             return None, k
         if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
             trusted = bound < 1 or _relative_residual(z, d, W) <= 10 * tolerance
             return (z, k) if trusted else (None, k)
-        if (k >= 1 and r >= 0.7) or k == most:
+        if (k >= 1 and last >= 0.7 * before) or k == most:
             return None, k
         term = term @ R
         z = z + term

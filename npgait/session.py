@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,14 +41,17 @@ class Session:
         return self.progress.epoch >= self.experiment.epochs
 
 
-def build_session(experiment: Experiment, n_in: int, n_classes: int, device: Device = CPU) -> Session:
+def build_session(
+    experiment: Experiment, shape_in: tuple[int, ...], n_classes: int, device: Device = CPU
+) -> Session:
     """Return a session with fresh weights.
 
     Parameters
     ----------
     experiment : Experiment
-    n_in, n_classes : int
-        Of the data set.
+    shape_in : tuple of int
+        Of one sample of the data set: (H, W, C), or (n,).
+    n_classes : int
     device : Device
 
     Raises
@@ -57,7 +61,7 @@ def build_session(experiment: Experiment, n_in: int, n_classes: int, device: Dev
     """
     streams = random_streams(experiment.seed)
     try:
-        network = _build_network(experiment, n_in, n_classes, streams, device)
+        network = _build_network(experiment, shape_in, n_classes, streams, device)
     except ValueError as error:
         raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
     network.feedback = draw_feedback(experiment.rule, network, streams.feedback)
@@ -81,7 +85,7 @@ def build_session(experiment: Experiment, n_in: int, n_classes: int, device: Dev
 
 
 def _build_network(
-    e: Experiment, n_in: int, n_classes: int, streams: Streams, device: Device
+    e: Experiment, shape_in: tuple[int, ...], n_classes: int, streams: Streams, device: Device
 ) -> Network:
     sizes = {"width": e.width, "depth": e.depth, "widths": e.widths}
     options: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
@@ -89,7 +93,7 @@ def _build_network(
     if e.output_activation == "linear":
         options["f_output"] = Linear()
     return models.MODELS[e.network](
-        n_in,
+        shape_in if e.network in models.TAKES_IMAGES else math.prod(shape_in),
         n_classes,
         f=f,
         auxiliary=e.rule in INVERTING if e.auxiliary is None else e.auxiliary,
@@ -195,7 +199,7 @@ def _like(source: Any, array: Array) -> Array:
 def run_session(
     session: Session,
     train_data: ArrayData,
-    test_data: ArrayData,
+    test_data: ArrayData | None,
     folder: Path,
     data_digest: str,
     *,

@@ -149,7 +149,7 @@ def train_step(
     ----------
     network : Network
     recipe : Recipe
-    x : array (B, n_in)
+    x : array (B, *shape_in)
     labels : integer array (B,)
     step : int
         Number of the step, for messages.
@@ -330,7 +330,7 @@ def fit(
     ----------
     network : Network
         From `models`, or built from layers.
-    x : array (N, n_in) or (N, ...)
+    x : array (N, *shape_in), or (N, ...) with as many values a sample
         NumPy, CuPy or any DLPack array; values of the order of 1 learn best.
     labels : integer array (N,)
         Classes, counted from 0.
@@ -392,9 +392,10 @@ def _as_data(network: Network, pair: tuple[Any, Any] | None) -> ArrayData | None
     """Return (x, labels) as batches of the network's own dtype and device, checked against it."""
     if pair is None:
         return None
-    data = array_data(*pair, n_classes=network.n_classes, dtype=network.dtype, device=network.device)
-    if data.n_in != network.layers[0].n_in:
-        raise ValueError(
-            f"x has {data.n_in} values a sample; the network takes {network.layers[0].n_in}"
-        )
-    return data
+    return array_data(
+        *pair,
+        n_classes=network.n_classes,
+        shape=network.shape_in,
+        dtype=network.dtype,
+        device=network.device,
+    )

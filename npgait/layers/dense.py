@@ -6,6 +6,7 @@ means in GAIT-prop.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from npgait.activations import Activation, LeakyReLU
@@ -32,6 +33,9 @@ class Dense:
         Leaky ReLU of slope 0.1 by default.
     name : str
         What messages call the layer.
+    shape_in : tuple of int, optional
+        Shape of one input, where it is not (n_in,): above a convolution (H, W, C), which this layer
+        flattens in that order.
 
     Raises
     ------
@@ -44,6 +48,7 @@ class Dense:
     used: int = -1
     f: Activation = field(default_factory=LeakyReLU)
     name: str = "dense"
+    shape_in: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.W.ndim != 2 or self.b.shape != self.W.shape[1:]:
@@ -51,6 +56,9 @@ class Dense:
                 f"{self.name}: W {self.W.shape} and b {self.b.shape}; expected W (n_in, n_out) and "
                 "b (n_out,)"
             )
+        self.shape_in = self.shape_in or (self.n_in,)
+        if math.prod(self.shape_in) != self.n_in:
+            raise ValueError(f"{self.name}: shape_in {self.shape_in} does not flatten to {self.n_in}")
         if self.used == -1:
             self.used = self.n_out
         if not 1 <= self.used <= self.n_out:
@@ -63,8 +71,18 @@ class Dense:
 
     @property
     def n_out(self) -> int:
-        """Number of outputs, auxiliary units included (the n_l of normalised GAIT-prop)."""
+        """Number of outputs, auxiliary units included."""
         return self.W.shape[1]
+
+    @property
+    def shape_out(self) -> tuple[int, ...]:
+        """Shape of one output, used units only: (u,)."""
+        return (self.used,)
+
+    @property
+    def n_units(self) -> int:
+        """Units of one output, auxiliary units included (the n_l of normalised GAIT-prop)."""
+        return self.n_out
 
     @property
     def is_square(self) -> bool:
@@ -78,7 +96,7 @@ class Dense:
 
         Parameters
         ----------
-        x : array (B, n_in)
+        x : array (B, *shape_in)
         auxiliary : bool
             Whether auxiliary units are computed too. Absolute targets need them, nothing else does.
 
@@ -87,27 +105,30 @@ class Dense:
         a, y : array (B, used), or (B, n_out) with `auxiliary`
         """
         u = self.n_out if auxiliary else self.used
-        a = x @ self.W[:, :u] + self.b[:u]
+        a = self._flat(x) @ self.W[:, :u] + self.b[:u]
         y = self.f(a)
         return a, y
 
-    def inverse(self, y: Array) -> Array:
-        """Return x = g(y) = (f^-1(y) - b) W^-1, auxiliary units included (2023, section 2).
+    def inverse(self, y: Array, x: Array | None = None) -> Array:
+        """Return g(y) = (f^-1(y) - b) W^-1, auxiliary units included (2023, section 2).
 
         Parameters
         ----------
         y : array (B, n_out)
+        x : array, optional
+            Not needed: only the inverse of a convolution depends on its input.
 
         Returns
         -------
-        array (B, n_in)
+        array (B, *shape_in)
 
         Raises
         ------
         SingularWeightsError
             If W has no inverse.
         """
-        return _LU(self.f.inverse(y) - self.b, self.W, name=self.name)
+        del x
+        return self._shaped(_LU(self.f.inverse(y) - self.b, self.W, name=self.name))
 
     def difference_inverse(
         self,
@@ -139,10 +160,10 @@ class Dense:
 
         Returns
         -------
-        array (B, n_in)
+        array (B, *shape_in)
         """
         d = self.f.difference(y, v, s)
-        return solver(d, self.W, G, name=self.name)
+        return self._shaped(solver(d, self.W, G, name=self.name))
 
     def transpose(self, delta: Array, B: Array | None = None) -> Array:
         """Return delta W^T, or delta B^T with the feedback weights B of feedback alignment.
@@ -154,17 +175,17 @@ class Dense:
 
         Returns
         -------
-        array (B, n_in)
+        array (B, *shape_in)
         """
         W = self.W[:, : self.used] if B is None else B
-        return delta @ W.T
+        return self._shaped(delta @ W.T)
 
     def local_update(self, x: Array, a: Array, error: Array) -> tuple[Array, Array]:
         """Return dW = x^T [f'(a) * e] and db, the same without x, summed over the batch.
 
         Parameters
         ----------
-        x : array (B, n_in)
+        x : array (B, *shape_in)
         a : array (B, used) or (B, n_out)
         error : array (B, used)
             e = m (y - t). Auxiliary units' error is zero, and so is their share of dW and db.
@@ -176,12 +197,18 @@ class Dense:
         """
         u = self.used
         delta = self.f.derivative(a[:, :u]) * error
-        dW = x.T @ delta
+        dW = self._flat(x).T @ delta
         db = delta.sum(axis=0)
-        return _with_auxiliary(dW, self.n_out), _with_auxiliary(db, self.n_out)
+        return with_auxiliary(dW, self.n_out), with_auxiliary(db, self.n_out)
+
+    def _flat(self, x: Array) -> Array:
+        return x.reshape(len(x), self.n_in)
+
+    def _shaped(self, x: Array) -> Array:
+        return x.reshape(len(x), *self.shape_in)
 
 
-def _with_auxiliary(dW: Array, n_out: int) -> Array:
+def with_auxiliary(dW: Array, n_out: int) -> Array:
     """Return `dW` (..., u) with zeros for the auxiliary units: (..., n_out)."""
     u = dW.shape[-1]
     if u == n_out:

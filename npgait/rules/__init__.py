@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
 
@@ -154,16 +155,16 @@ def bind(
 def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
     """Return the random feedback weights that a rule needs of a network, or None if it needs none.
 
-    Orthogonal, as the published feedback is. FA: B_l (n_in, used), of W_l's used part. DFA:
-    B_l (u_L, u_l), None for the last layer.
+    Orthogonal, as the published feedback is. FA: B_l of the shape of W_l's used columns.
+    DFA: B_l (u_L, u_l), u_l counting the used units of one output; None for the last layer.
     """
     layers = network.layers
     like = layers[0].W
     xp = array_module(like)
     if name == "fa":
-        shapes = [None, *((layer.n_in, layer.used) for layer in layers[1:])]
+        shapes = [None, *((len(layer.W), layer.used) for layer in layers[1:])]
     elif name == "dfa":
-        shapes = [*((layers[-1].used, layer.used) for layer in layers[:-1]), None]
+        shapes = [*((network.n_classes, prod(layer.shape_out)) for layer in layers[:-1]), None]
     else:
         return None
     return [

@@ -30,6 +30,6 @@ def dfa(
     updates: list[Update] = []
     walk = zip(reversed(layers), reversed(records), reversed(feedback), strict=True)
     for layer, (x, a, y), B in walk:
-        e = error if B is None else (error @ B).reshape(*y.shape[:-1], layer.used)
+        e = error if B is None else (error @ B).reshape(len(y), *layer.shape_out)
         updates.insert(0, layer.local_update(x, a, e))
     return updates

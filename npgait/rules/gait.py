@@ -30,6 +30,7 @@ from npgait.rules.nudge import (
     keep_auxiliary,
     norm_per_sample,
     output_target,
+    scaled,
 )
 
 
@@ -71,7 +72,7 @@ def gait(
         if l == 0:
             break
         v = layer.f.derivative(a) ** 2 * e
-        s = _normalised_size(gamma, layer.n_out, e) if normalised else gamma * s
+        s = _normalised_size(gamma, layer.n_units, e) if normalised else gamma * s
         if trace is not None:
             trace(l, v, s)
         e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
@@ -102,13 +103,13 @@ def gait_absolute(
     t, m = output_target(records[-1].y, error)
     for l in reversed(range(len(layers))):
         layer, (x, a, y) = layers[l], records[l]
-        updates.insert(0, layer.local_update(x, a, m * error_of_used(layer, y, t)))
+        updates.insert(0, layer.local_update(x, a, scaled(m, error_of_used(layer, y, t))))
         if l == 0:
             break
-        gamma_l = _normalised_size(gamma, layer.n_out, t - y) if normalised else gamma
+        gamma_l = _normalised_size(gamma, layer.n_units, t - y) if normalised else gamma
         eps = gamma_l * layer.f.derivative(a) ** 2
-        t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t), records[l - 1].y)
-        m = _divide(m, gamma_l)
+        t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t, x), records[l - 1].y)
+        m = _divide(m, gamma_l.reshape(m.shape) if normalised else gamma_l)
     return updates
 
 

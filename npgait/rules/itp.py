@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from npgait.backend import Array
 from npgait.network import Layer, Record, Update
 from npgait.orthogonality import InverseSolver
-from npgait.rules.nudge import Trace, error_of_used, keep_auxiliary, output_target
+from npgait.rules.nudge import Trace, error_of_used, keep_auxiliary, output_target, scaled
 
 
 def itp(
@@ -74,9 +74,9 @@ def itp_absolute(
     t, m = output_target(records[-1].y, error)
     for l in reversed(range(len(layers))):
         layer, (x, a, y) = layers[l], records[l]
-        updates.insert(0, layer.local_update(x, a, m * error_of_used(layer, y, t)))
+        updates.insert(0, layer.local_update(x, a, scaled(m, error_of_used(layer, y, t))))
         if l == 0:
             break
-        t = keep_auxiliary(layer.inverse((1 - gamma) * y + gamma * t), records[l - 1].y)
+        t = keep_auxiliary(layer.inverse((1 - gamma) * y + gamma * t, x), records[l - 1].y)
         m = m / gamma
     return updates

@@ -47,6 +47,11 @@ def error_of_used(layer: Layer, y: Array, t: Array) -> Array:
     return y[..., :u] - t[..., :u]
 
 
+def scaled(m: Array, e: Array) -> Array:
+    """Return m e: m (B, 1), one scale a sample, e (B, ...)."""
+    return m.reshape(len(e), *[1] * (e.ndim - 1)) * e
+
+
 def norm_per_sample(e: Array) -> Array:
     """Return ||e||_2 of each sample, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
     axes = tuple(range(1, e.ndim))

@@ -1,0 +1,102 @@
+"""Images in folders, one a class, as ImageNet's training set is unpacked: DIR/train/WNID/*.JPEG.
+
+For what fits into memory: samples, subsets, a user's own images. Nothing is skipped: a file that cannot
+be decoded is an error that names it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npgait.loaders.dataset import DataError, Dataset, missing
+
+ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+MAX_BYTES = 8 << 30  # of decoded images
+
+
+def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) -> Dataset:
+    """Return the images below DIR/train, and below DIR/val if that is there, uint8 (N, S, S, 3).
+
+    Each is turned as its EXIF says, converted to RGB, resized on the short side and cropped at the
+    centre. Classes are the names of the folders, sorted.
+
+    Parameters
+    ----------
+    data_dir : Path, optional
+        Holds train/CLASS/FILE, itself or in its folder imagenet or imagenet_sample.
+    image_size : int
+        S, in pixels.
+
+    Raises
+    ------
+    DataError
+        If there are no such folders, a file cannot be decoded, or the images would not fit.
+    """
+    root = _find(data_dir)
+    classes = tuple(sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir()))
+    train_x, train_labels = _read_tree(root / "train", classes, image_size)
+    if not (root / "val").is_dir():
+        return Dataset("imagenet", train_x, train_labels, None, None, classes)
+    test_x, test_labels = _read_tree(root / "val", classes, image_size)
+    return Dataset("imagenet", train_x, train_labels, test_x, test_labels, classes)
+
+
+def _find(data_dir: Path | None) -> Path:
+    for name in ("imagenet", "imagenet_sample", ""):
+        if data_dir is not None and (data_dir / name / "train").is_dir():
+            return data_dir / name
+    raise missing(
+        "imagenet",
+        data_dir,
+        "the ILSVRC2012 images, or images of your own, in folders train/CLASS/FILE.JPEG",
+        "https://www.image-net.org/download (an account is needed)",
+        "imagenet",
+    )
+
+
+def _read_tree(
+    folder: Path, classes: tuple[str, ...], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return all images below folder/CLASS and their labels, in the order of their names."""
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).glob("*"))
+        if path.suffix.lower() in ENDINGS
+    ]
+    if not files:
+        raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of {classes[:3]} ...")
+    if len(files) * size * size * 3 > MAX_BYTES:
+        raise DataError(
+            f"{folder}: {len(files)} images of {size} x {size} do not fit {MAX_BYTES >> 30} GiB; take "
+            "a subset, or a smaller image_size"
+        )
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    for number, (path, _) in enumerate(files):
+        images[number] = read_image(path, size)
+    return images, np.array([label for _, label in files], dtype=np.int64)
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Return an image as RGB, resized on the short side and cropped at the centre, (size, size, 3).
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded, or unpacks to more pixels than Pillow holds to be safe.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip what is thrown away
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way
+        raise DataError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+    return np.asarray(fitted)

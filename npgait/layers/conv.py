@@ -1,0 +1,239 @@
+"""The convolution: a dense layer on patches, with every equation written on the patches.
+
+Images are (B, H, W, C). A patch is one row of k*k*C values, in (row, column, channel) order, and W is
+(k*k*C, c_out): forward is x_p W + b at every position. Where receptive fields overlap, what flows down
+to the input is the sum over patches, for the transpose as for the difference of inverses.
+
+Patches are made in slices of the batch, so that memory stays bounded whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from npgait.activations import Activation, LeakyReLU
+from npgait.backend import Array, array_module
+from npgait.layers.dense import with_auxiliary
+from npgait.layers.patches import Window, add_patches, count_patches, cut_patches
+from npgait.orthogonality import InverseSolver
+
+_LU = InverseSolver(method="lu")
+PATCH_BYTES = 256 << 20
+
+
+@dataclass(eq=False)
+class Conv2D:
+    """A convolution, square with auxiliary channels or not.
+
+    Parameters
+    ----------
+    W : array (k*k*C, c_out)
+        Kernel; rows in (row, column, channel) order.
+    b : array (c_out,)
+        Biases.
+    window : Window
+        Input size, kernel, stride and padding.
+    used : int, optional
+        u, the number of channels that feed the layer above. The other c_out - u are auxiliary
+        channels, which make W square. Default: all.
+    f : Activation
+        Leaky ReLU of slope 0.1 by default.
+    name : str
+        What messages call the layer.
+    patch_bytes : int
+        Most memory that the patches of one slice of the batch take (a slice holds at least one
+        sample).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other.
+    """
+
+    W: Array
+    b: Array
+    window: Window
+    used: int = -1
+    f: Activation = field(default_factory=LeakyReLU)
+    name: str = "conv"
+    patch_bytes: int = PATCH_BYTES
+
+    def __post_init__(self) -> None:
+        if self.W.ndim != 2 or len(self.W) != self.window.patch_size:
+            raise ValueError(
+                f"{self.name}: W {self.W.shape}; expected ({self.window.patch_size}, c_out) for "
+                f"{self.window}"
+            )
+        if self.b.shape != self.W.shape[1:]:
+            raise ValueError(f"{self.name}: b {self.b.shape}; expected {self.W.shape[1:]}")
+        if self.used == -1:
+            self.used = self.W.shape[1]
+        if not 1 <= self.used <= self.W.shape[1]:
+            raise ValueError(f"{self.name}: used is {self.used}; expected 1 to {self.W.shape[1]}")
+        if self.patch_bytes < 1:
+            raise ValueError(f"{self.name}: patch_bytes is {self.patch_bytes}; expected at least 1")
+
+    @property
+    def shape_in(self) -> tuple[int, ...]:
+        """Shape of one input: (H, W, C)."""
+        return (self.window.height, self.window.width, self.window.channels)
+
+    @property
+    def shape_out(self) -> tuple[int, ...]:
+        """Shape of one output, used channels only: (H', W', u)."""
+        return (*self.window.positions, self.used)
+
+    @property
+    def n_units(self) -> int:
+        """Units of one output, auxiliary channels included (the n_l of normalised GAIT-prop)."""
+        rows, columns = self.window.positions
+        return rows * columns * self.W.shape[1]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether W is square, so that it may have an inverse."""
+        return self.W.shape[0] == self.W.shape[1]
+
+    # --- the five equations -----------------------------------------------------------------------
+
+    def forward(self, x: Array, *, auxiliary: bool = False) -> tuple[Array, Array]:
+        """Return a = x_p W + b and y = f(a), x_p the patches of x.
+
+        Parameters
+        ----------
+        x : array (B, H, W, C)
+        auxiliary : bool
+            Whether auxiliary channels are computed too. Absolute targets need them, nothing else.
+
+        Returns
+        -------
+        a, y : array (B, H', W', used), or (B, H', W', c_out) with `auxiliary`
+        """
+        u = self.W.shape[1] if auxiliary else self.used
+        a = array_module(x).empty((len(x), *self.window.positions, u), dtype=x.dtype)
+        for part in self._slices(x):
+            x_p = cut_patches(x[part], self.window)
+            a[part] = (x_p @ self.W[:, :u]).reshape(a[part].shape)
+        a += self.b[:u]
+        y = self.f(a)
+        return a, y
+
+    def inverse(self, y: Array, x: Array) -> Array:
+        """Return g(y): the patches (f^-1(y) - b) W^-1, summed, less (count - 1) x (2023 code).
+
+        Where receptive fields overlap, a pixel is reconstructed once by each of the `count` fields
+        that cover it; the sum is right for one of them, and the others are taken off at the
+        layer's own input x. Pixels that no field covers keep x.
+
+        Parameters
+        ----------
+        y : array (B, H', W', c_out)
+        x : array (B, H, W, C)
+            Input of the layer in the forward pass.
+
+        Returns
+        -------
+        array (B, H, W, C)
+
+        Raises
+        ------
+        SingularWeightsError
+            If W has no inverse.
+        """
+        xp = array_module(y)
+        a = self.f.inverse(y) - self.b
+        W_inverse = _LU(xp.eye(len(self.W), dtype=y.dtype), self.W, name=self.name)
+        correction = count_patches(self.window, xp, y.dtype) - 1
+        return self._spread(a, W_inverse) - correction * x
+
+    def difference_inverse(
+        self,
+        y: Array,
+        v: Array,
+        s: Array | float,
+        *,
+        solver: InverseSolver,
+        G: Array | None = None,
+    ) -> Array:
+        """Return [g(y) - g(y - s v)] / s = sum over patches of d W^-1.
+
+        d = [f^-1(y) - f^-1(y - s v)] / s. Bias and reconstruction correction cancel, and auxiliary
+        channels carry no error, so only the first u rows of W^-1 are made and applied.
+
+        Parameters
+        ----------
+        y, v : array (B, H', W', used)
+            Output of the layer, direction of the nudge.
+        s : float or array (B, 1, 1, 1)
+            Size of the nudge.
+        solver : InverseSolver
+            Makes the rows of W^-1.
+        G : array (n, n), optional
+            W W^T, if it is at hand.
+
+        Returns
+        -------
+        array (B, H, W, C)
+        """
+        d = self.f.difference(y, v, s)
+        W_inverse = solver(array_module(y).eye(self.used, dtype=y.dtype), self.W, G, name=self.name)
+        return self._spread(d, W_inverse)
+
+    def transpose(self, delta: Array, B: Array | None = None) -> Array:
+        """Return the sum over patches of delta W^T, or of delta B^T with feedback kernels B.
+
+        Parameters
+        ----------
+        delta : array (B, H', W', used)
+        B : array (k*k*C, used), optional
+
+        Returns
+        -------
+        array (B, H, W, C)
+        """
+        W = self.W[:, : self.used] if B is None else B
+        return self._spread(delta, W.T)
+
+    def local_update(self, x: Array, a: Array, error: Array) -> tuple[Array, Array]:
+        """Return dW = x_p^T [f'(a) * e] and db, the same without x_p, over positions and batch.
+
+        Parameters
+        ----------
+        x : array (B, H, W, C)
+        a : array (B, H', W', used) or (B, H', W', c_out)
+        error : array (B, H', W', used)
+            e = m (y - t). Auxiliary channels' error is zero, and so is their share of dW and db.
+
+        Returns
+        -------
+        dW : array (k*k*C, c_out)
+        db : array (c_out,)
+        """
+        u = self.used
+        delta = self.f.derivative(a[..., :u]) * error
+        dW = array_module(x).zeros((len(self.W), u), dtype=x.dtype)
+        for part in self._slices(x):
+            x_p = cut_patches(x[part], self.window)
+            dW += x_p.T @ delta[part].reshape(-1, u)
+        db = delta.sum(axis=(0, 1, 2))
+        n_out = self.W.shape[1]
+        return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
+
+    # --- patches, a slice of the batch at a time ----------------------------------------------------
+
+    def _spread(self, d: Array, M: Array) -> Array:
+        """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
+        x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
+        for part in self._slices(d):
+            patches = d[part].reshape(-1, d.shape[-1]) @ M
+            x[part] = add_patches(patches, self.window)
+        return x
+
+    def _slices(self, batch: Array) -> Iterator[slice]:
+        """Yield slices of the batch whose patches fit `patch_bytes`."""
+        rows, columns = self.window.positions
+        sample_bytes = rows * columns * self.window.patch_size * batch.dtype.itemsize
+        size = max(1, self.patch_bytes // sample_bytes)
+        for first in range(0, len(batch), size):
+            yield slice(first, first + size)
