@@ -30,6 +30,7 @@ class Defect:
 
 
 RULES = "tests/test_rules.py tests/test_golden_dense.py"
+CONV = "tests/test_conv.py tests/test_golden_conv.py"
 DEFECTS = [
     Defect("f': slope on the wrong side", "npgait/activations.py",
            "return array_module(a).where(a > 0, one, slope)",
@@ -143,6 +144,31 @@ DEFECTS = [
            "tests/test_training.py"),
     Defect("resume: the order drawn anew", "npgait/training.py",
            "if progress.batch == 0:", "if True:", "tests/test_training.py"),
+    Defect("patches: odd padding at the top and left", "npgait/layers/patches.py",
+           "return total // 2, total - total // 2", "return total - total // 2, total // 2", CONV),
+    Defect("patches: stride forgotten", "npgait/layers/patches.py",
+           "strides=(b, s * h, s * w, h, w, c),", "strides=(b, h, w, h, w, c),", CONV),
+    Defect("patches: overlap overwrites", "npgait/layers/patches.py",
+           "padded[:, i : i + s * rows : s, j : j + s * columns : s] += parts[:, :, :, i, j]",
+           "padded[:, i : i + s * rows : s, j : j + s * columns : s] = parts[:, :, :, i, j]", CONV),
+    Defect("patches: rows and columns of the kernel swapped", "npgait/layers/patches.py",
+           "padded[:, i : i + s * rows : s, j : j + s * columns : s] += parts[:, :, :, i, j]",
+           "padded[:, i : i + s * rows : s, j : j + s * columns : s] += parts[:, :, :, j, i]", CONV),
+    Defect("conv forward: bias doubled", "npgait/layers/conv.py",
+           "a += self.b[:u]", "a += 2 * self.b[:u]", CONV),
+    Defect("conv inverse: correction off by one", "npgait/layers/conv.py",
+           "correction = count_patches(self.window, xp, y.dtype) - 1",
+           "correction = count_patches(self.window, xp, y.dtype)", CONV),
+    Defect("conv transpose: feedback ignored", "npgait/layers/conv.py",
+           "W = self.W[:, : self.used] if B is None else B", "W = self.W[:, : self.used]", CONV),
+    Defect("conv local update: f' missing", "npgait/layers/conv.py",
+           "delta = self.f.derivative(a[..., :u]) * error", "delta = 1.0 * error", CONV),
+    Defect("conv local update: only the last slice", "npgait/layers/conv.py",
+           "dW += x_p.T @ delta[part].reshape(-1, u)", "dW = x_p.T @ delta[part].reshape(-1, u)", CONV),
+    Defect("conv: n counts used channels only", "npgait/layers/conv.py",
+           "return rows * columns * self.W.shape[1]", "return rows * columns * self.used", CONV),
+    Defect("absolute targets: scale of a sample forgotten", "npgait/rules/nudge.py",
+           "return m.reshape(len(e), *[1] * (e.ndim - 1)) * e", "return e", CONV),
 ]  # fmt: skip
 
 

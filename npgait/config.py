@@ -69,6 +69,9 @@ class Experiment:
     width: int | None = _option(None, kind=int, low=1, help="units of a hidden layer")
     depth: int | None = _option(None, kind=int, low=1, help="number of hidden layers")
     widths: tuple[int, ...] | None = _option(None, kind=tuple, low=1, help="inner widths of a tower")
+    patch_bytes: int | None = _option(
+        None, kind=int, low=1, help="memory for the patches of a convolution (default: 256 MiB)"
+    )
     auxiliary: bool | None = _option(
         None, kind=bool, help="square layers with auxiliary units (default: where the rule inverts)"
     )
@@ -253,6 +256,8 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = f"key 'widths' belongs to network 'tower'; for {e.network!r} set width and depth"
     elif e.network == "tower" and (e.width is not None or e.depth is not None):
         problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
+    elif e.network != "imagenet" and e.patch_bytes is not None:
+        problem = "key 'patch_bytes' belongs to network 'imagenet'"
     elif e.network not in ("square", "tower") and e.output_activation != "same":
         problem = f"key 'output_activation' does not apply to {e.network!r}: its output is linear"
     elif e.network == "imagenet" and (e.width is not None or e.depth is not None):

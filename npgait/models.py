@@ -16,6 +16,7 @@ from npgait.activations import Activation, LeakyReLU, Linear
 from npgait.backend import CPU, Array, Device, parse_dtype
 from npgait.initialisation import INITIALISATIONS
 from npgait.layers import Conv2D, Dense, Window
+from npgait.layers.conv import PATCH_BYTES
 from npgait.network import Layer, Network
 
 
@@ -153,6 +154,7 @@ def imagenet(
     *,
     f: Activation | None = None,
     auxiliary: bool = True,
+    patch_bytes: int = PATCH_BYTES,
     initialisation: str = "orthogonal",
     seed: int | np.random.Generator = 0,
     dtype: str | np.dtype = "float32",
@@ -164,6 +166,8 @@ def imagenet(
     ----------
     shape_in : tuple of int
         (H, W, C) of an image; every map above follows from it.
+    patch_bytes : int
+        Most memory that the patches of one slice of a batch take in a convolution.
     n_classes, f, auxiliary, initialisation, seed, dtype, device
         As in `square`.
 
@@ -183,7 +187,7 @@ def imagenet(
         window = Window(height, width, channels, kernel, stride, "SAME")
         c_out = window.patch_size if auxiliary and number > 1 else used
         W, b = _weights(rng, initialisation, window.patch_size, c_out, dtype, device)
-        layers.append(Conv2D(W, b, window, used, f, f"conv{number}"))
+        layers.append(Conv2D(W, b, window, used, f, f"conv{number}", patch_bytes))
         height, width, channels = layers[-1].shape_out
     n_in, n_out, used = _output_shape(height * width * channels, n_classes, auxiliary)
     W, b = _weights(rng, initialisation, n_in, n_out, dtype, device)

@@ -87,7 +87,7 @@ def build_session(
 def _build_network(
     e: Experiment, shape_in: tuple[int, ...], n_classes: int, streams: Streams, device: Device
 ) -> Network:
-    sizes = {"width": e.width, "depth": e.depth, "widths": e.widths}
+    sizes = {key: getattr(e, key) for key in ("width", "depth", "widths", "patch_bytes")}
     options: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
     f = Linear() if e.slope == 1 else LeakyReLU(e.slope)
     if e.output_activation == "linear":

@@ -132,7 +132,7 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path_factory, position, bit,
 
 def session(**values):
     experiment = make_experiment({"name": "x", "width": 8, "depth": 1, **values}, "test")
-    return build_session(experiment, 6, 3)
+    return build_session(experiment, (6,), 3)
 
 
 def test_a_session_goes_on_only_with_its_own_experiment_and_data(tmp_path):

@@ -165,9 +165,9 @@ def test_every_key_has_a_help_text():
 
 @pytest.mark.parametrize("name", preset_files())
 def test_every_preset_can_be_built(name):
-    sizes = {"digits": (64, 10), "cifar10": (3072, 10)}
+    sizes = {"digits": ((8, 8, 1), 10), "cifar10": ((32, 32, 3), 10), "imagenet": ((64, 64, 3), 99)}
     for e in find_experiments(name):
-        session = build_session(e, *sizes.get(e.data, (784, 10)))
+        session = build_session(e, *sizes.get(e.data, ((28, 28, 1), 10)))
         assert session.network.dtype == e.dtype
         assert e.description
 
@@ -183,9 +183,24 @@ def test_the_experiments_of_2020_have_the_published_settings(data, rule, network
     assert not e.bias_correction
     assert (e.learning_rate, e.ortho_strength) == ((1e-5, 1000) if rule == "tp" else (1e-4, 0.1))
     assert (e.gamma, e.normalised, e.regulariser) == (1e-3, False, "orthogonal")
-    layers = build_session(e, 784, 10).network.layers
+    layers = build_session(e, (784,), 10).network.layers
     assert all(layer.is_square for layer in layers)
     assert len(layers) == (4 if network == "tower" else int(network[0]) + 1)
+
+
+def test_the_imagenet_experiments_of_2023_have_the_published_settings():
+    by_name = {e.name.removeprefix("imagenet-"): e for e in find_experiments("imagenet")}
+    assert set(by_name) == {"bp", "fa", "gait"}
+    for name, e in by_name.items():
+        assert (e.batch_size, e.epochs, e.loss, e.reduction) == (256, 200, "cross_entropy", "sum")
+        assert e.learning_rate == (4.3e-5 if name == "fa" else 4.9e-5)
+        assert (e.beta1, e.beta2, e.epsilon) == (0.9, 0.99, 1e-4 if name == "fa" else 1e-8)
+        assert e.ortho_strength == (1 if name == "gait" else 0)
+        assert (e.image_size, e.normalisation) == (224, "standard")
+        layers = build_session(e, (224, 224, 3), 10).network.layers
+        assert all(layer.is_square for layer in layers[1:]) == (name == "gait")
+    assert by_name["gait"].gamma == 1e-7
+    assert by_name["gait"].normalised
 
 
 @pytest.mark.parametrize("family", ["cifar10", "cifar10-shallow"])
@@ -199,7 +214,7 @@ def test_the_experiments_of_2023_have_the_published_settings(family):
         assert (e.beta1, e.beta2, e.epsilon) == ((0.9, 0.99, 1e-4) if fa else (0.9, 0.999, 1e-6))
         assert e.bias_correction
         assert e.ortho_strength == (100 if name.startswith("gait") else 0)
-        layers = build_session(e, 3072, 10).network.layers
+        layers = build_session(e, (3072,), 10).network.layers
         assert len(layers) == (7 if family == "cifar10" else 4)
         assert layers[-1].n_out == (1024 if name.startswith("gait") else 10)
     assert by_name["gait-vanilla"].gamma == 1e-3
@@ -209,7 +224,16 @@ def test_the_experiments_of_2023_have_the_published_settings(family):
 
 def test_the_resolved_configuration_is_complete(tmp_path):
     table = tomllib.loads(to_toml(find_experiments("digits")))
-    unset = {"width", "depth", "widths", "auxiliary", "gamma", "inverse_method", "inverse_tolerance"}
+    unset = {
+        "width",
+        "depth",
+        "patch_bytes",
+        "widths",
+        "auxiliary",
+        "gamma",
+        "inverse_method",
+        "inverse_tolerance",
+    }
     for entry in table["experiment"]:
         assert set(KEYS) - set(entry) <= unset
     assert isinstance(find_experiments("bp")[0], Experiment)

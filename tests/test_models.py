@@ -85,7 +85,7 @@ def test_networks_that_cannot_be_are_refused(make, message):
 
 def test_layers_that_do_not_fit_each_other_are_refused():
     layers = [Dense(np.ones((3, 4)), np.ones(4), name="a"), Dense(np.ones((3, 2)), np.ones(2), name="b")]
-    with pytest.raises(ValueError, match="b takes 3 inputs, but a gives 4"):
+    with pytest.raises(ValueError, match=r"b takes inputs \(3,\), but a gives \(4,\)"):
         Network(layers)
     with pytest.raises(ValueError, match="at least one layer"):
         Network([])

@@ -237,7 +237,7 @@ def test_weights_that_overflow_stop_the_run():
         ({"learning_rate": -1}, "learning_rate is -1"),
         ({"ortho_strength": -1}, "ortho_strength is -1"),
         ({"labels": np.full(300, 3)}, "labels lie in 3..3; expected 0..2"),
-        ({"x": np.zeros((300, 5))}, "5 values a sample; the network takes 12"),
+        ({"x": np.zeros((300, 5))}, r"5 values a sample; the network takes \(12,\)"),
     ],
 )
 def test_fit_refuses_what_cannot_work(options, message, rng):
