@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from npgait.cli.table import format_table
-from npgait.config import find_experiments, preset_files, read_experiments, to_toml
+from npgait.experiments import find_experiments, preset_files, read_experiments, to_toml
 
 
 @click.group(invoke_without_command=True)

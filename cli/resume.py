@@ -11,7 +11,7 @@ import click
 from npgait.backend import select_device
 from npgait.cli.execute import execute
 from npgait.cli.options import data_option, loader, plots_option, quiet_option
-from npgait.config import read_experiments
+from npgait.experiments import read_experiments
 from npgait.run_folder import CONFIG, INFO, RunFolderError
 
 

@@ -14,7 +14,8 @@ import click
 from npgait.backend import Device, select_device
 from npgait.cli.execute import execute
 from npgait.cli.options import data_option, device_option, loader, plots_option, quiet_option
-from npgait.config import ConfigError, Experiment, find_experiments, parse_override, to_toml
+from npgait.config import ConfigError, Experiment
+from npgait.experiments import find_experiments, parse_override, to_toml
 from npgait.files import write_text
 from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 
@@ -44,7 +45,7 @@ def run(
     plots: bool,
     quiet: bool,
 ) -> None:
-    r"""Train the experiments of PRESET one after the other and compare them.
+    """Train the experiments of PRESET one after the other and compare them.
 
     PRESET is the name of a preset (digits, mnist, mnist-gait-4l, cifar10, ...; `npgait presets` lists
     them all) or a TOML file. Without it the digits are run: four learning rules on data that comes with
@@ -54,7 +55,7 @@ def run(
     npgait run
     npgait run mnist-gait-4l --data ~/data --set epochs=3
     npgait run my.toml --device gpu
-    """
+    """  # noqa: D301 - click wants the control character
     experiments = find_experiments(preset, dict(map(parse_override, overrides)))
     experiments = _selected(experiments, only)
     chosen = select_device(device)

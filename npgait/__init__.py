@@ -11,8 +11,8 @@ Five lines train a network:
 
 from npgait import layers, losses, metrics, models, optimizers, rules
 from npgait.backend import select_device
+from npgait.fitting import fit
 from npgait.network import Network
-from npgait.training import fit
 
 __version__ = "0.1.0"
 

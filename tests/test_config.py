@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgait.config import (
-    KEYS,
-    ConfigError,
-    Experiment,
-    find_experiments,
-    make_experiment,
-    parse_override,
-    preset_files,
-    read_experiments,
-    to_toml,
-)
+from npgait.config import KEYS, ConfigError, Experiment, make_experiment
+from npgait.experiments import find_experiments, parse_override, preset_files, read_experiments, to_toml
 from npgait.session import build_session
 
 FILE = Path("my.toml")

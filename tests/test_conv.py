@@ -353,6 +353,22 @@ def test_only_the_needed_rows_of_the_inverse_are_applied_and_they_are_the_invers
     assert relative(got, full) < 1e-11
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_auxiliary_channels_change_nothing_in_the_difference_form(normalised, rng):
+    network = conv_network(rng, away=0.1)
+    x, labels = conv_batch(rng, network)
+    rule = bind("gait", gamma=0.2, normalised=normalised, solver=LU)
+    without = network.forward(x)
+    assert [r.y.shape[-1] for r in without] == [3, 5, 4]
+    _, error = softmax_cross_entropy(without[-1].y, labels)
+    cut = [
+        type(r)(r.x, r.a[..., : layer.used], r.y[..., : layer.used])
+        for layer, r in zip(network.layers, network.forward(x, auxiliary=True), strict=True)
+    ]
+    expected = rule(network.layers, cut, error)
+    assert worst(rule(network.layers, without, error), expected) < 1e-12
+
+
 @pytest.mark.parametrize("targets", ["difference", "absolute"])
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("name", NAMES)

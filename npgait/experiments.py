@@ -1,0 +1,147 @@
+"""Experiment files: TOML with `[defaults]` and one `[[experiment]]` each, and the presets among them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from npgait.config import KEYS, ConfigError, Experiment, make_experiment, nearest
+
+MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong file may
+
+
+def read_experiments(
+    path: Path, text: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> list[Experiment]:
+    """Return the experiments of a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its name stands in messages.
+    text : str, optional
+        Its content, if it is at hand.
+    overrides : mapping, optional
+        Keys and values that win over the file's in every experiment.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is wrong.
+    """
+    where = path.name
+    table = _parse(path, text)
+    unknown = set(table) - {"defaults", "experiment"}
+    if unknown:
+        key = sorted(unknown)[0]
+        raise ConfigError(
+            f"{where}: top-level key {key!r} is unknown; expected [defaults] and [[experiment]]"
+            + nearest(key, KEYS, "; {} belongs in one of these")
+        )
+    defaults, entries = table.get("defaults", {}), table.get("experiment", [])
+    if not isinstance(defaults, dict) or not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where}: expected one table [defaults] and at least one [[experiment]]")
+    experiments = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where}: experiment {number} is not a table; write [[experiment]]")
+        values = {**defaults, **entry, **(overrides or {})}
+        values.setdefault("name", f"experiment{number}")
+        experiments.append(make_experiment(values, where))
+    names = [experiment.name for experiment in experiments]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: key 'name': {name!r} is used {names.count(name)} times")
+    return experiments
+
+
+def _parse(path: Path, text: str | None) -> dict[str, Any]:
+    try:
+        if text is None:
+            with path.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+            if len(raw) > MAX_FILE_BYTES:
+                raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
+            text = raw.decode("utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path.name}: not TOML: {error}") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`; the value as TOML, or else as a bare string.
+
+    Raises
+    ------
+    ConfigError
+        If there is no "=", or the key is unknown.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise ConfigError(f"--set {text!r}: expected key=value")
+    if key not in KEYS:
+        raise ConfigError(f"--set: key {key!r} is unknown" + nearest(key, KEYS, "; nearest: {}"))
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def to_toml(experiments: Iterable[Experiment]) -> str:
+    """Return the experiments as TOML, every key written out (those that are None left away)."""
+    blocks = []
+    for experiment in experiments:
+        lines = ["[[experiment]]"]
+        for key in KEYS:
+            value = getattr(experiment, key)
+            if value is not None:
+                lines.append(f"{key} = {_toml_value(value)}")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else repr(value)
+
+
+def preset_files() -> dict[str, str]:
+    """Return the text of every preset file by its name without .toml."""
+    folder = resources.files("npgait.presets")
+    found = {f.name[:-5]: f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def find_experiments(spec: str, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
+    """Return what `spec` names: a preset file, one preset experiment, or a TOML file of the user's.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset or file; with the nearest known name.
+    """
+    if spec.endswith(".toml") or "/" in spec:
+        return read_experiments(Path(spec), overrides=overrides)
+    files = preset_files()
+    if spec in files:
+        return read_experiments(Path(f"{spec}.toml"), files[spec], overrides)
+    names = list(files)
+    for file, text in files.items():
+        path = Path(f"{file}.toml")
+        if spec in (plain := [e.name for e in read_experiments(path, text)]):
+            return [read_experiments(path, text, overrides)[plain.index(spec)]]
+        names += plain
+    raise ConfigError(
+        f"preset {spec!r} is unknown{nearest(spec, names, '; nearest: {}')} "
+        "(npgait presets lists all; a file of your own ends in .toml)"
+    )

@@ -1,0 +1,105 @@
+"""The whole library in one call, for arrays that a user already has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from npgait.data import ArrayData, array_data
+from npgait.losses import LOSSES
+from npgait.network import Network
+from npgait.optimizers import Adam, Optimizer
+from npgait.rules import Rule, bind, draw_feedback
+from npgait.streams import random_streams
+from npgait.training import EpochDone, Recipe, train
+
+
+def fit(
+    network: Network,
+    x: Any,
+    labels: Any,
+    *,
+    rule: str | Rule = "gait",
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    ortho_strength: float = 1.0,
+    loss: str = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    test: tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Train a network on arrays, in place: the whole library in one call.
+
+    Parameters
+    ----------
+    network : Network
+        From `models`, or built from layers.
+    x : array (N, *shape_in), or (N, ...) with as many values a sample
+        NumPy, CuPy or any DLPack array; values of the order of 1 learn best.
+    labels : integer array (N,)
+        Classes, counted from 0.
+    rule : str or Rule
+        One of "bp", "fa", "dfa", "tp", "itp", "gait", or a rule from `rules.bind`.
+    epochs, batch_size : int
+    learning_rate : float
+        Of Adam, the default optimizer.
+    ortho_strength : float
+        lambda of the orthogonality regulariser; not applied by BP, FA and DFA given by name.
+    loss : {"cross_entropy", "squared_error"}
+    optimizer : Optimizer, optional
+    test : (x, labels), optional
+        Evaluated after each epoch.
+    seed : int
+        Of the order of samples and of random feedback.
+
+    Returns
+    -------
+    list of dict
+        One row an epoch: epoch, step, train_loss, train_top1, train_top5, test_..., seconds.
+
+    Examples
+    --------
+    >>> import npgait
+    >>> network = npgait.models.square(n_in=64, n_classes=10, width=128, depth=3)
+    >>> rows = npgait.fit(network, x, labels, rule="gait", epochs=20)  # doctest: +SKIP
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs is {epochs}, batch_size is {batch_size}; expected at least 1")
+    streams = random_streams(seed)
+    if isinstance(rule, str):
+        network.feedback = draw_feedback(rule, network, streams.feedback)
+        rule = bind(rule, feedback=network.feedback)
+        ortho_strength = ortho_strength if rule.inverting_walk is not None else 0.0
+    recipe = Recipe(
+        rule,
+        LOSSES[loss],
+        optimizer or Adam(learning_rate),
+        ortho_strength=ortho_strength,
+    )
+    train_data, test_data = (_as_data(network, pair) for pair in ((x, labels), test))
+    assert train_data is not None
+    events = train(
+        network,
+        recipe,
+        train_data,
+        test_data,
+        epochs=epochs,
+        batch_size=batch_size,
+        streams=streams,
+    )
+    return [event.row for event in events if isinstance(event, EpochDone)]
+
+
+def _as_data(network: Network, pair: tuple[Any, Any] | None) -> ArrayData | None:
+    """Return (x, labels) as batches of the network's own dtype and device, checked against it."""
+    if pair is None:
+        return None
+    return array_data(
+        *pair,
+        n_classes=network.n_classes,
+        shape=network.shape_in,
+        dtype=network.dtype,
+        device=network.device,
+    )
