@@ -13,6 +13,7 @@ from tqdm import tqdm
 from npgait.backend import Device
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
+from npgait.cli.threads import blas_threads
 from npgait.config import Experiment
 from npgait.data import ArrayData, array_data, scaling_of
 from npgait.loaders import Dataset
@@ -111,7 +112,7 @@ def _train(
         unit="batch",
         disable=quiet or not on_terminal,
     )
-    with bar:
+    with bar, blas_threads(session.network, e.batch_size):
         events = run_session(session, train_data, test_data, folder / e.name, digest, stop=stop)
         for event in events:
             if isinstance(event, StepDone):

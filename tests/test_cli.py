@@ -279,3 +279,20 @@ def test_only_the_backend_imports_cupy_and_the_core_knows_neither_cli_nor_loader
             assert "from npgait.loaders" not in text, path
     for path in (root / "loaders").rglob("*.py"):
         assert "npgait.cli" not in path.read_text(), path
+
+
+def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are():
+    from threadpoolctl import threadpool_info
+
+    from npgait import models
+    from npgait.cli.threads import blas_threads
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    with blas_threads(models.square(64, 10, width=128), 32):
+        assert set(threads()) <= {1}
+    with blas_threads(models.square(784, 10), 60):
+        assert threads() == before
+    assert threads() == before

@@ -1,0 +1,29 @@
+"""How many threads the matrix products of a run take."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from threadpoolctl import threadpool_limits
+
+from npgait.network import Network
+
+# Multiplications of a layer's product from which a second thread pays. Measured: x W, W W^T and one solve
+# take as long with one thread as with two at 32 x 128 x 128 (0.5 million), and 1.5 times as long at
+# 64 x 256 x 256 (4 million).
+PAYS = 2_000_000
+
+
+def blas_threads(network: Network, batch_size: int) -> AbstractContextManager[object]:
+    """Limit BLAS to one thread while a small network trains.
+
+    Small products gain nothing from threads, and where another process wants the same cores, threads
+    that wait for each other make them fifty times slower.
+    """
+    largest = max(layer.W.size * _rows(layer.shape_out) for layer in network.layers) * batch_size
+    return threadpool_limits(1 if largest < PAYS else None, user_api="blas")
+
+
+def _rows(shape_out: tuple[int, ...]) -> int:
+    """Rows that one sample gives to a product: the positions of a map, 1 for a dense layer."""
+    return shape_out[0] * shape_out[1] if len(shape_out) == 3 else 1
