@@ -19,7 +19,7 @@ from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
 MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError)
-FAILURES = (TrainingDivergedError, SingularWeightsError, OSError, MemoryError)
+FAILURES = (TrainingDivergedError, SingularWeightsError, MemoryError)
 
 
 class BadUsage(click.ClickException):
@@ -43,6 +43,8 @@ class ReportingGroup(click.Group):
             return super().invoke(ctx)
         except MISTAKES as error:
             raise BadUsage(str(error)) from error
+        except OSError as error:
+            raise FailedRun(f"{error.filename or 'a file'}: {error.strerror or error}") from error
         except FAILURES as error:
             raise FailedRun(str(error) or type(error).__name__) from error
 

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from npgait.network import Network
 
-# Multiplications of a layer's product from which a second thread pays. Measured: x W, W W^T and one solve
+# Multiplications of a layer product from which a second thread pays. Measured: x W, W W^T and one solve
 # take as long with one thread as with two at 32 x 128 x 128 (0.5 million), and 1.5 times as long at
 # 64 x 256 x 256 (4 million).
 PAYS = 2_000_000

@@ -14,6 +14,7 @@ No pickle; h5py alone reads it.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for group, members in checkpoint.arrays.items()
     }
     meta = json.dumps(checkpoint.meta, sort_keys=True)
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    # Built in memory: HDF5 does not survive a disk that fills up under it.
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         file.attrs["digest"] = _digest(meta, arrays)
@@ -64,6 +67,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
             for name, array in members.items():
                 file[f"{group}/{name}"] = array
+    with replacing(path) as temporary:
+        temporary.write_bytes(image.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -16,7 +16,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a failed write does not say where
+            raise
         _sync(temporary)
         temporary.replace(path)
         if os.name == "posix":  # a rename is only safe once its folder is on disk

@@ -296,3 +296,19 @@ def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are()
     with blas_threads(models.square(784, 10), 60):
         assert threads() == before
     assert threads() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits as on POSIX")
+def test_a_disk_that_fills_up_is_one_clear_line_with_status_1(tmp_path):
+    folder = tmp_path / "r"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
+        "sys.argv[0] = 'npgait'; from npgait.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", limited, "run", "-q", "--out", folder, "--set", "width=200"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "checkpoint.h5" in line
+    assert "too large" in line
+    assert not list((folder / "bp").iterdir())
