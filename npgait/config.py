@@ -99,6 +99,9 @@ class Experiment:
     ortho_strength: float = _option(0.0, kind=float, low=0, help="lambda of the regulariser")
     batch_size: int = _option(64, kind=int, low=1, help="samples of a batch")
     epochs: int = _option(10, kind=int, low=1, help="epochs")
+    checkpoint_minutes: float = _option(
+        10.0, kind=float, low=0, help="minutes between checkpoints within an epoch; 0: every batch"
+    )
     seed: int = _option(0, kind=int, low=0, help="of weights, feedback and order")
     dtype: str = _option("float32", kind=str, choices=("float32", "float64"), help="arithmetic")
     measure_every: int = _option(100, kind=int, low=0, help="steps between measurements; 0: none")

@@ -103,10 +103,10 @@ class ArrayData:
             chosen: Any = slice(first, first + batch_size)
             if order is not None:
                 chosen = own.asarray(order[chosen])
-            x = xp.asarray(self.x[chosen]).astype(self.dtype)
+            x = as_array(self.x[chosen], xp).astype(self.dtype)
             x -= xp.asarray(self.scaling.shift, dtype=self.dtype)
             x *= xp.asarray(self.scaling.scale, dtype=self.dtype)
-            yield x.reshape(len(x), *self.shape), xp.asarray(self.labels[chosen])
+            yield x.reshape(len(x), *self.shape), as_array(self.labels[chosen], xp)
 
 
 def array_data(

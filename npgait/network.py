@@ -170,7 +170,7 @@ class Network:
             )
         xp = array_module(self.layers[0].W)
         classes = [
-            to_host(self.output(xp.asarray(chunk, dtype=self.dtype)).argmax(axis=1))
+            to_host(self.output(as_array(chunk, xp).astype(self.dtype)).argmax(axis=1))
             for chunk in _chunks(x.reshape(len(x), *self.shape_in), batch_size)
         ]
         return np.concatenate(classes) if classes else np.zeros(0, dtype=np.int64)

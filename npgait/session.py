@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -207,8 +208,9 @@ def run_session(
 ) -> Iterator[Event]:
     """Train to the end, keeping `folder` complete: a checkpoint and metrics after every epoch.
 
-    When `stop()` becomes true the batch under way is finished, a checkpoint written, and the generator
-    ends. Yields every event of `training.train`.
+    Within an epoch a checkpoint is written every `checkpoint_minutes` of the experiment. When `stop()`
+    becomes true the batch under way is finished, a checkpoint written, and the generator ends. Yields
+    every event of `training.train`.
 
     Raises
     ------
@@ -231,15 +233,19 @@ def run_session(
         measure_every=e.measure_every,
         evaluate_train=e.evaluate_train,
     )
+    saved = time.monotonic()
     for event in events:
         if isinstance(event, Measured):
             session.rows.append({"kind": "layers", **event.row()})
         elif isinstance(event, EpochDone):
             session.rows.append({"kind": "epoch", **event.row})
-            save_session(folder / CHECKPOINT, session, data_digest)
-            write_metrics(folder, session.rows)
         yield event
-        if isinstance(event, StepDone) and stop():
+        stopping = stop()
+        overdue = time.monotonic() - saved > 60 * e.checkpoint_minutes
+        complete = isinstance(event, EpochDone)
+        if complete or (isinstance(event, StepDone) and (stopping or overdue)):
             save_session(folder / CHECKPOINT, session, data_digest)
             write_metrics(folder, session.rows)
-            return
+            saved = time.monotonic()
+            if stopping:
+                return

@@ -222,6 +222,29 @@ def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
+    folder = tmp_path / "r"
+    every_batch = ["--set", "checkpoint_minutes=0", "--set", "epochs=2", "--set", "batch_size=16"]
+    process = subprocess.Popen([*RUN, "run", "-q", "--out", folder, *LONG, *every_batch])
+    checkpoint = folder / "gait" / "checkpoint.h5"
+    while not checkpoint.exists():
+        assert process.poll() is None
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    with h5py.File(checkpoint) as file:
+        progress = json.loads(file["meta"][:].tobytes())["progress"]
+    assert progress["step"] > 0
+    subprocess.run([*RUN, "resume", "-q", folder], check=True, capture_output=True)
+    straight = tmp_path / "straight"
+    command = [*RUN, "run", "-q", "--out", straight, *LONG, *every_batch[2:]]
+    subprocess.run([*command, "--set", "checkpoint_minutes=0"], check=True, capture_output=True)
+    one, two = weights(folder / "gait"), weights(straight / "gait")
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, two[name])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path):
     folder = tmp_path / "r"
     process = subprocess.Popen(

@@ -251,3 +251,26 @@ def test_recipes_out_of_range_are_refused():
     for options in ({"regulariser": "l2"}, {"reduction": "max"}):
         with pytest.raises(ValueError, match=next(iter(options.values()))):
             Recipe(bind("bp"), squared_error, SGD(0.1), **options)
+
+
+class Exported:
+    """An array of another library, known by DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_arrays_of_any_library_with_dlpack_train_and_predict(rng):
+    x, labels = clusters(rng)
+    rows = []
+    for wrap in (lambda array: array, Exported):
+        network = models.square(12, 3)
+        rows.append(npgait.fit(network, wrap(x), wrap(labels), epochs=2, test=(wrap(x), wrap(labels))))
+        np.testing.assert_array_equal(network.predict(wrap(x)), network.predict(x))
+    assert rows[0][-1]["train_loss"] == rows[1][-1]["train_loss"]
