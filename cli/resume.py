@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,7 +10,7 @@ from npgait.backend import select_device
 from npgait.cli.execute import execute
 from npgait.cli.options import data_option, loader, plots_option, quiet_option
 from npgait.experiments import read_experiments
-from npgait.run_folder import CONFIG, INFO, RunFolderError
+from npgait.run_folder import CONFIG, RunFolderError, read_info
 
 
 @click.command()
@@ -34,18 +32,8 @@ def resume(folder: Path, data_dir: Path | None, device: str | None, plots: bool,
     if not (folder / CONFIG).is_file():
         raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}")
     experiments = read_experiments(folder / CONFIG)
-    info = _read_info(folder / INFO)
-    if data_dir is None and info.get("data"):
+    info = read_info(folder)
+    if data_dir is None and info["data"]:
         data_dir = Path(info["data"])
-    chosen = select_device(device or info.get("device", "auto"))
+    chosen = select_device(device or info["device"] or "auto")
     execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots)
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(info, dict):
-        raise RunFolderError(f"{path}: expected a JSON object")
-    return info

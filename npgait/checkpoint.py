@@ -100,7 +100,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             }
         if _digest(text, arrays) != digest:
             raise CheckpointError(f"{path}: damaged: its content does not match its digest")
-        return Checkpoint(json.loads(text), arrays)
+        meta = json.loads(text)
+        if not isinstance(meta, dict):
+            raise CheckpointError(f"{path}: its meta data are no table")
+        return Checkpoint(meta, arrays)
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file

@@ -37,6 +37,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_text(path: Path, limit: int) -> str:
+    """Return the text of a file of up to `limit` bytes; what is not UTF-8 becomes U+FFFD.
+
+    Raises
+    ------
+    ValueError
+        If the file is larger.
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"{path} is over {limit} bytes; not a file of npgait's")
+    return raw.decode("utf-8", errors="replace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replacing(path) as temporary:

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Device
-from npgait.files import write_text
+from npgait.files import read_text, write_text
 from npgait.metrics import LayerMeasures
 
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
+MAX_METRICS_BYTES = 1 << 28
 LAYER_COLUMNS = ["step", "epoch", *(f.name for f in fields(LayerMeasures))]
 
 
@@ -49,6 +50,25 @@ def describe_environment(device: Device, command: Sequence[str]) -> dict[str, An
         "device": device.name,
         "command": list(command),
     }
+
+
+def read_info(folder: Path) -> dict[str, str | None]:
+    """Return what run.json says of the device and the folder of the data.
+
+    Raises
+    ------
+    RunFolderError
+        If the file is missing or damaged.
+    """
+    path = folder / INFO
+    try:
+        info = json.loads(read_text(path, 1 << 20))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    found = {key: info.get(key) for key in ("device", "data")} if isinstance(info, dict) else {}
+    if not found or not all(isinstance(value, str | None) for value in found.values()):
+        raise RunFolderError(f"{path}: does not say where the run was computed")
+    return found
 
 
 def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -99,8 +119,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.exists():
         return []
+    try:
+        text = read_text(path, MAX_METRICS_BYTES)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

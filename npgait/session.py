@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from npgait import models
 from npgait.activations import LeakyReLU, Linear
-from npgait.backend import CPU, Array, Device
+from npgait.backend import CPU, Array, Device, array_module
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from npgait.config import INVERTING, ConfigError, Experiment
 from npgait.data import ArrayData
@@ -23,6 +24,8 @@ from npgait.rules import bind, draw_feedback
 from npgait.run_folder import CHECKPOINT, write_metrics
 from npgait.streams import Streams, random_streams
 from npgait.training import EpochDone, Event, Measured, Progress, Recipe, StepDone, Tally, train
+
+MAY_CHANGE = ("epochs", "checkpoint_minutes", "description")  # between a run and its resumption
 
 
 @dataclass
@@ -144,36 +147,45 @@ def restore_session(path: Path, session: Session, data_digest: str) -> None:
         If the checkpoint is damaged, or of another experiment or other data.
     """
     checkpoint = load_checkpoint(path)
-    meta, arrays = checkpoint.meta, checkpoint.arrays
-    if meta.get("data") != data_digest:
+    try:
+        _check_same_run(path, checkpoint.meta, session.experiment, data_digest)
+        _take_up(path, checkpoint, session)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
+
+
+def _check_same_run(path: Path, meta: dict[str, Any], experiment: Experiment, data_digest: str) -> None:
+    if meta["data"] != data_digest:
         raise CheckpointError(
             f"{path}: was trained on other data than --data holds now; give the folder of the first run"
         )
-    own = asdict(session.experiment)
-    theirs = {**meta.get("experiment", {}), "epochs": own["epochs"]}  # more epochs may be asked for
-    theirs["widths"] = tuple(theirs["widths"]) if theirs.get("widths") else None
+    own = json.loads(json.dumps(asdict(experiment)))  # tuples as JSON has them
+    theirs = {**meta["experiment"], **{key: own[key] for key in MAY_CHANGE}}
     changed = sorted(key for key in own if theirs.get(key) != own[key])
     if changed:
         raise CheckpointError(
             f"{path}: was written by an experiment with another {', '.join(changed)}; restore "
             "config.toml, or start a new run"
         )
-    xp = session.network.device.xp
-    feedback = session.network.feedback or []
-    targets = dict(session.network.named_parameters())
-    _copy_all(path, "parameters", arrays["parameters"], targets)
-    own_feedback = {str(l): B for l, B in enumerate(feedback) if B is not None}
-    _copy_all(path, "feedback", arrays["feedback"], own_feedback)
-    try:
-        session.recipe.optimizer.load(
-            {key: xp.asarray(v) if v.ndim else v for key, v in arrays["optimizer"].items()}
-        )
-        session.streams.restore(meta["streams"])
-        tally = Tally(**meta["progress"].pop("tally"))
-        session.progress = Progress(**meta["progress"], tally=tally)
-        session.rows = list(meta["rows"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
+
+
+def _take_up(path: Path, checkpoint: Checkpoint, session: Session) -> None:
+    """Copy everything a checkpoint holds into a session of the same experiment."""
+    meta, arrays, network = checkpoint.meta, checkpoint.arrays, session.network
+    _copy_all(path, "parameters", arrays["parameters"], dict(network.named_parameters()))
+    feedback = {str(l): B for l, B in enumerate(network.feedback or []) if B is not None}
+    _copy_all(path, "feedback", arrays["feedback"], feedback)
+    parameters, xp = network.parameters(), network.device.xp
+    for key, array in arrays["optimizer"].items():
+        if array.ndim and array.shape != parameters[int(key[1:])].shape:
+            raise ValueError(f"the optimizer's {key} is of shape {array.shape}")
+    session.recipe.optimizer.load(
+        {key: xp.asarray(v) if v.ndim else v for key, v in arrays["optimizer"].items()}
+    )
+    session.streams.restore(meta["streams"])
+    tally = Tally(**meta["progress"].pop("tally"))
+    session.progress = Progress(**meta["progress"], tally=tally)
+    session.rows = list(meta["rows"])
 
 
 def _copy_all(path: Path, group: str, source: dict[str, Any], target: dict[str, Array]) -> None:
@@ -185,13 +197,7 @@ def _copy_all(path: Path, group: str, source: dict[str, Any], target: dict[str, 
                 f"{path}: {group} {name} is {source[name].dtype} {source[name].shape}; expected "
                 f"{array.dtype} {array.shape}"
             )
-        array[...] = source[name] if array.shape == () else _like(source[name], array)
-
-
-def _like(source: Any, array: Array) -> Array:
-    from npgait.backend import array_module
-
-    return array_module(array).asarray(source)
+        array[...] = array_module(array).asarray(source[name])
 
 
 # --- training with a folder -----------------------------------------------------------------------

@@ -203,3 +203,30 @@ def test_damaged_metrics_are_one_clear_line(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(RunFolderError, match="line 3 is damaged"):
         read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.meta.pop("rows"),
+        lambda c: c.meta.update(progress=3),
+        lambda c: c.meta["progress"].pop("tally"),
+        lambda c: c.meta["progress"].update(surprise=1),
+        lambda c: c.meta.update(streams="{}"),
+        lambda c: c.meta.update(experiment=[]),
+        lambda c: c.meta.pop("data"),
+        lambda c: c.arrays["parameters"].pop("output/W"),
+        lambda c: c.arrays["parameters"].update({"output/W": np.zeros((2, 2), np.float32)}),
+        lambda c: c.arrays["optimizer"].update({"m0": np.zeros(3)}),
+        lambda c: c.arrays["optimizer"].update({"m99": np.zeros(3)}),
+    ],
+)
+def test_a_checkpoint_that_is_whole_but_wrong_is_one_clear_line(tmp_path, change):
+    path = tmp_path / "c.h5"
+    save_session(path, session(), "digest")
+    checkpoint = load_checkpoint(path)
+    change(checkpoint)
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=r"c\.h5") as caught:
+        restore_session(path, session(), "digest")
+    assert "\n" not in str(caught.value)

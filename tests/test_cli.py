@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,8 +156,6 @@ def test_a_run_that_diverges_stops_with_status_1_and_keeps_the_last_good_checkpo
 
 
 def test_a_damaged_checkpoint_is_a_clear_message(finished, tmp_path):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     path = folder / "fa" / "checkpoint.h5"
@@ -335,3 +334,15 @@ def test_a_disk_that_fills_up_is_one_clear_line_with_status_1(tmp_path):
     assert "checkpoint.h5" in line
     assert "too large" in line
     assert not list((folder / "bp").iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"device": 3}', "\0" * 100, "[" * 100_000, " " * (2 << 20)]
+)
+def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "run.json").write_text(text)
+    result = call("resume", folder)
+    assert result.exit_code == 2, result.output
+    assert "run.json" in result.output
