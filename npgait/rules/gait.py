@@ -106,7 +106,7 @@ def gait_absolute(
         updates.insert(0, layer.local_update(x, a, scaled(m, error_of_used(layer, y, t))))
         if l == 0:
             break
-        gamma_l = _normalised_size(gamma, layer.n_units, t - y) if normalised else gamma
+        gamma_l: Array = _normalised_size(gamma, layer.n_units, t - y) if normalised else gamma
         eps = gamma_l * layer.f.derivative(a) ** 2
         t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t, x), records[l - 1].y)
         m = _divide(m, gamma_l.reshape(m.shape) if normalised else gamma_l)
