@@ -67,8 +67,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
             for name, array in members.items():
                 file[f"{group}/{name}"] = array
-    with replacing(path) as temporary:
-        temporary.write_bytes(image.getbuffer())
+    with replacing(path) as temporary, image.getbuffer() as content:
+        temporary.write_bytes(content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
