@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
             for name, array in members.items():
                 file[f"{group}/{name}"] = array
-    with replacing(path) as temporary, image.getbuffer() as content:
-        temporary.write_bytes(content)
+    image.seek(0)
+    with replacing(path) as temporary, temporary.open("wb") as target:
+        shutil.copyfileobj(image, target)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
