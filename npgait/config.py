@@ -6,17 +6,18 @@ A message names the file, the key, what was got, what was expected, and the near
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
 from npgait.data import NORMALISATIONS
 from npgait.initialisation import INITIALISATIONS
 from npgait.losses import LOSSES
 from npgait.models import MODELS
-from npgait.orthogonality import METHODS, REGULARISERS
-from npgait.rules import NAMES, TARGETS
+from npgait.orthogonality import DEFAULT_TOLERANCE, METHODS, REGULARISERS
+from npgait.rules import NAMES, TARGETS, default_gamma
 from npgait.training import REDUCTIONS
 
 INVERTING = ("tp", "itp", "gait")
@@ -127,7 +128,24 @@ def make_experiment(values: Mapping[str, Any], where: str) -> Experiment:
     checked = {key: _checked(key, value, where) for key, value in values.items()}
     experiment = Experiment(**checked)
     _check_together(experiment, where)
-    return experiment
+    return _resolved(experiment)
+
+
+def _resolved(e: Experiment) -> Experiment:
+    """Return the experiment with the values that follow from other keys written out.
+
+    What stays None has no meaning for its rule or network, or follows from the data (the width of
+    the square network).
+    """
+    inverts = e.rule in INVERTING
+    network = inspect.signature(MODELS[e.network]).parameters
+    values: dict[str, Any] = {
+        "auxiliary": inverts,
+        "gamma": default_gamma(e.rule, e.normalised) if e.rule in ("itp", "gait") else None,
+        "inverse_tolerance": DEFAULT_TOLERANCE[e.dtype] if inverts else None,
+    }
+    values |= {key: network[key].default for key in ("width", "depth", "widths") if key in network}
+    return replace(e, **{key: v for key, v in values.items() if getattr(e, key) is None})
 
 
 def _checked(key: str, value: Any, where: str) -> Any:

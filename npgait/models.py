@@ -136,12 +136,14 @@ def cifar10(
     )
 
 
-def cifar10_shallow(n_in: int = 3072, n_classes: int = 10, **options: object) -> Network:
+def cifar10_shallow(
+    n_in: int = 3072, n_classes: int = 10, *, depth: int = 3, **options: object
+) -> Network:
     """Return the shallow CIFAR-10 network of the 2023 paper, 3072 -> 3 x 1024 -> 10.
 
     Parameters as in `cifar10`.
     """
-    return cifar10(n_in, n_classes, **{"depth": 3, **options})  # type: ignore[arg-type]
+    return cifar10(n_in, n_classes, depth=depth, **options)  # type: ignore[arg-type]
 
 
 # Kernel, stride and used channels of each convolution (2023 paper, ImageNet network).

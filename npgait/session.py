@@ -14,7 +14,7 @@ from npgait import models
 from npgait.activations import LeakyReLU, Linear
 from npgait.backend import CPU, Array, Device, array_module
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from npgait.config import INVERTING, ConfigError, Experiment
+from npgait.config import ConfigError, Experiment
 from npgait.data import ArrayData
 from npgait.losses import LOSSES
 from npgait.network import Network
@@ -100,7 +100,7 @@ def _build_network(
         shape_in if e.network in models.TAKES_IMAGES else math.prod(shape_in),
         n_classes,
         f=f,
-        auxiliary=e.rule in INVERTING if e.auxiliary is None else e.auxiliary,
+        auxiliary=bool(e.auxiliary),
         initialisation=e.initialisation,
         seed=streams.weights,
         dtype=e.dtype,

@@ -213,18 +213,23 @@ def test_the_experiments_of_2023_have_the_published_settings(family):
     assert by_name["gait"].normalised
 
 
-def test_the_resolved_configuration_is_complete(tmp_path):
-    table = tomllib.loads(to_toml(find_experiments("digits")))
-    unset = {
-        "width",
-        "depth",
-        "patch_bytes",
-        "widths",
-        "auxiliary",
-        "gamma",
-        "inverse_method",
-        "inverse_tolerance",
-    }
-    for entry in table["experiment"]:
-        assert set(KEYS) - set(entry) <= unset
+def test_the_resolved_configuration_writes_out_what_follows_from_other_keys():
+    def resolved(**values):
+        return make_experiment({"name": "x", **values}, "test")
+
+    e = resolved(rule="gait", network="cifar10_shallow", dtype="float64")
+    assert (e.auxiliary, e.gamma, e.inverse_tolerance, e.depth) == (True, 1e-7, 1e-12, 3)
+    assert resolved(rule="gait", normalised=False).gamma == 1e-3
+    e = resolved(rule="bp", network="cifar10")
+    assert (e.auxiliary, e.gamma, e.inverse_tolerance, e.depth, e.width) == (False, None, None, 6, 1024)
+    assert resolved(network="tower").widths == (500, 200)
+    assert resolved(auxiliary=True, rule="bp").auxiliary
+
+
+def test_the_resolved_configuration_is_complete():
+    of_other_networks = {"width", "depth", "widths", "patch_bytes"}
+    of_inverting_rules = {"gamma", "inverse_tolerance"}
+    for entry in tomllib.loads(to_toml(find_experiments("digits")))["experiment"]:
+        assert set(KEYS) - set(entry) <= of_other_networks | of_inverting_rules
+        assert of_inverting_rules <= set(entry) or entry["rule"] in ("bp", "fa")
     assert isinstance(find_experiments("bp")[0], Experiment)

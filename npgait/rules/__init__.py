@@ -29,6 +29,7 @@ __all__ = [
     "Rule",
     "bind",
     "bp",
+    "default_gamma",
     "dfa",
     "draw_feedback",
     "fa",
@@ -126,7 +127,7 @@ def bind(
     if targets not in TARGETS:
         raise ValueError(f"targets {targets!r} is unknown; use difference or absolute")
     if gamma is None:
-        gamma = 1e-7 if name == "gait" and normalised else 1e-3
+        gamma = default_gamma(name, normalised)
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is {gamma}; expected 0 < gamma <= 1")
     if name in ("fa", "dfa") and feedback is None:
@@ -150,6 +151,11 @@ def bind(
     if inverting_walk is not None and not absolute:
         walk = None
     return Rule(name, walk, inverting_walk, solver or InverseSolver(), auxiliary=absolute)
+
+
+def default_gamma(name: str, normalised: bool) -> float:
+    """Return the published gamma: 1e-7 for normalised GAIT-prop, 1e-3 otherwise."""
+    return 1e-7 if name == "gait" and normalised else 1e-3
 
 
 def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
