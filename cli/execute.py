@@ -52,10 +52,11 @@ def execute(
     with stop_on_signals() as stop:
         for experiment in experiments:
             dataset = load(experiment)
-            session = _open(folder / experiment.name, experiment, dataset, device)
+            digest = dataset.digest()
+            session = _open(folder / experiment.name, experiment, dataset, digest, device)
             if not session.finished:
                 data = _batches(dataset, session)
-                _train(session, *data, folder, dataset.digest(), stop, quiet)
+                _train(session, *data, folder, digest, stop, quiet)
             if stop():
                 break
     if plots:
@@ -67,11 +68,13 @@ def execute(
         sys.exit(128 + (stop.signal or 0))
 
 
-def _open(folder: Path, experiment: Experiment, dataset: Dataset, device: Device) -> Session:
+def _open(
+    folder: Path, experiment: Experiment, dataset: Dataset, digest: str, device: Device
+) -> Session:
     """Return the session of an experiment, from its checkpoint if it has one."""
     session = build_session(experiment, dataset.image_shape, len(dataset.classes), device)
     if (folder / CHECKPOINT).exists():
-        restore_session(folder / CHECKPOINT, session, dataset.digest())
+        restore_session(folder / CHECKPOINT, session, digest)
     return session
 
 
