@@ -90,12 +90,20 @@ def find_folder(
     """Return the first of `subfolders` of `data_dir`, or else itself, that holds a file of `names`.
 
     Named subfolders come first: MNIST and Fashion-MNIST call their files the same.
+
+    Raises
+    ------
+    DataError
+        If one of these folders may not be looked into.
     """
     if data_dir is None:
         return None
     for folder in (*(data_dir / name for name in subfolders), data_dir):
-        if any((folder / name).is_file() for name in names):
-            return folder
+        try:
+            if any((folder / name).is_file() for name in names):
+                return folder
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be looked into: {error.strerror or error}") from error
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from npgait.loaders.dataset import DataError, Dataset, find_folder, missing
 
 MAX_VALUES = 1 << 30  # 1 GiB: no set of this family comes near it, a damaged header may promise more
+MAX_RATIO = 1032  # no gzip file unpacks to more bytes for each of its own
 UINT8 = 8
 PARTS = {"train_x": "train-images", "train_labels": "train-labels"} | {
     "test_x": "t10k-images",
@@ -27,7 +29,8 @@ PARTS = {"train_x": "train-images", "train_labels": "train-labels"} | {
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Return the array of an IDX file of uint8, gzipped or not.
 
-    At most one byte more than the header promises is ever unpacked.
+    At most one byte more than the header promises is ever unpacked, and no memory is taken for more than
+    a file of this size can hold.
 
     Raises
     ------
@@ -37,6 +40,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
+            room = os.fstat(raw.fileno()).st_size * (MAX_RATIO if zipped else 1)
         with gzip.open(path) if zipped else path.open("rb") as file:
             start = file.read(4)
             if len(start) < 4 or start[:2] != b"\0\0":
@@ -52,7 +56,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 raise DataError(
                     f"{path}: its header promises shape {shape}; expected 1 to {MAX_VALUES} values"
                 )
-            values = file.read(size + 1)
+            values = file.read(min(size, room) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if len(values) != size:

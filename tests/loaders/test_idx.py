@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -82,8 +83,6 @@ def test_truncation_anywhere_is_noticed(zipped, tmp_path):
     path = tmp_path / "f"
     for length in range(len(raw)):
         path.write_bytes(raw[:length])
-        if zipped and length >= len(raw) - 8:
-            continue  # only the checksum of the archive is cut; every value is there
         with pytest.raises(DataError, match="f"):
             read_idx(path)
 
@@ -114,10 +113,10 @@ def test_damaged_headers_and_lengths_are_one_clear_line(raw, message, tmp_path):
 def test_a_zip_bomb_is_never_unpacked(tmp_path):
     bomb = gzip.compress(idx(np.zeros(10)) + bytes(300_000_000), compresslevel=1)
     (tmp_path / "f").write_bytes(bomb)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(DataError, match="more"):
         read_idx(tmp_path / "f")
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
 
 
 @given(raw=st.binary(max_size=100), zipped=st.booleans())
@@ -146,3 +145,54 @@ def test_one_missing_file_is_named(tmp_path):
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte"):
         load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("end", range(1, 9))
+def test_a_wrong_checksum_or_length_of_the_archive_is_noticed(end, tmp_path):
+    raw = bytearray(gzip.compress(idx(np.arange(60))))
+    raw[-end] ^= 1
+    (tmp_path / "f").write_bytes(raw)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_idx(tmp_path / "f")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("shape", [(1 << 30,), (1 << 10,) * 3, ((1 << 32) - 1,) * 4])
+def test_a_header_that_promises_too_much_takes_no_memory(shape, zipped, tmp_path):
+    raw = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + b"few"
+    (tmp_path / "f").write_bytes(gzip.compress(raw) if zipped else raw)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="promises"):
+        read_idx(tmp_path / "f")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_highly_compressed_file_is_still_read_whole(tmp_path):
+    (tmp_path / "f").write_bytes(gzip.compress(idx(np.zeros((5000, 28, 28)))))
+    assert read_idx(tmp_path / "f").shape == (5000, 28, 28)
+
+
+def test_a_path_that_is_no_readable_file_is_a_clear_error(tmp_path):
+    for path in (tmp_path, tmp_path / "absent", tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_idx(path)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match="it is not in"):
+        load("mnist", tmp_path / "file")
+    with pytest.raises(DataError, match="cannot be looked into"):
+        load("mnist", tmp_path / ("x" * 300))
+
+
+@given(raw=st.binary(max_size=200))
+def test_no_bytes_after_a_good_start_escape_as_another_error(raw, tmp_path_factory):
+    path = tmp_path_factory.mktemp("idx") / "f"
+    good = idx(np.arange(6).reshape(2, 3))
+    for content in (good[:4] + raw, gzip.compress(good)[:12] + raw):
+        path.write_bytes(content)
+        try:
+            result = read_idx(path)
+        except DataError:
+            continue
+        assert result.dtype == np.uint8
