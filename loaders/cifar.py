@@ -22,9 +22,7 @@ from npgait.loaders.plain_pickle import read_plain_pickle
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 PIXELS = 3 * 32 * 32
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: the largest official file has 155 million bytes
-MAX_ARCHIVE_BYTES = (
-    1 << 29
-)  # unpacked: the official ones have 190 million, Python 3's protocol 2 half more
+MAX_ARCHIVE_BYTES = 1 << 29  # unpacked: the official ones have 190 million bytes
 TRAIN_10 = tuple(f"data_batch_{i}" for i in range(1, 6))
 Read = Callable[[str], bytes]
 
@@ -144,7 +142,7 @@ def _read_archive(path: Path, version: _Version) -> Read:
     found: dict[str, bytes] = {}
     try:
         with gzip.open(path) as zipped:
-            content = _Bounded(zipped, path)
+            content: Any = _Bounded(zipped, path)  # all of a file that tarfile asks for
             with tarfile.open(fileobj=content, mode="r|") as archive:
                 for member in archive:
                     name = member.name.rpartition("/")[2]
@@ -219,9 +217,10 @@ def _pickled_records(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     table = _table(raw, file)
     data, labels = table.get("data"), table.get(label_key)
-    is_labels = isinstance(labels, list) and all(type(v) is int and 0 <= v < 256 for v in labels)
-    if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,) or not is_labels:
-        raise DataError(f"{file}: has no 'data' of {PIXELS} bytes an image, or no {label_key!r}")
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,):
+        raise DataError(f"{file}: has no 'data' of {PIXELS} bytes an image")
+    if not isinstance(labels, list) or not all(type(v) is int and 0 <= v < 256 for v in labels):
+        raise DataError(f"{file}: has no list {label_key!r} of labels")
     if len(data) != len(labels):
         raise DataError(f"{file}: {len(data)} images and {len(labels)} labels; expected as many")
     return _to_nhwc(data), np.array(labels, dtype=np.int64)

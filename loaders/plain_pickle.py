@@ -155,7 +155,8 @@ def _step(  # noqa: PLR0912 - one branch an opcode reads best in one place
             raise DataError(f"the pickle asks for {asked}; only plain values and NumPy arrays are read")
         stack.append(_Symbol(_NAMES[key]))
     elif name == "REDUCE":
-        stack.append(_reduced(*machine.take(2), machine))
+        symbol, arguments = machine.take(2)
+        stack.append(_reduced(symbol, arguments, machine))
     elif name == "BUILD":
         blank, state = machine.take(2)
         stack.append(_built(blank, state))
