@@ -174,9 +174,3 @@ def _from_dlpack(x: Any) -> Array:
 def to_host(x: Array) -> np.ndarray:
     """Return `x` as a NumPy array, copied from the device if it lives there."""
     return x.get() if array_module(x) is not np else np.asarray(x)
-
-
-def synchronise(device: Device) -> None:
-    """Wait until the device has done all that was asked of it; on the CPU it always has."""
-    if device.is_gpu:
-        device.xp.cuda.get_current_stream().synchronize()

@@ -197,8 +197,9 @@ def _gradients(
     regulariser = REGULARISERS[recipe.regulariser]
     gradients: list[Array] = []
     for layer, (dW, db), G in zip(network.layers, updates, grams, strict=True):
-        dW *= share
-        db *= share
+        if share != 1.0:
+            dW *= share
+            db *= share
         if G is not None:
             dW += recipe.ortho_strength * regulariser(layer.W, G)
         gradients += [dW, db]
