@@ -24,6 +24,7 @@ setup(
         "npgait.cli",
         "npgait.loaders",
         "npgait.loaders.data",
+        "npgait.loaders.store",
     ],
     package_data={
         "npgait": ["py.typed"],
@@ -42,6 +43,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13.6"],
+        "devkit": ["scipy>=1.11"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["npgait = npgait.cli.main:main"]},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,18 +14,21 @@ from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads
 from npgait.config import Experiment
-from npgait.data import ArrayData, array_data, scaling_of
-from npgait.loaders import Dataset
+from npgait.data import Source
+from npgait.loaders import RESIZED, Dataset, StoredDataset
+from npgait.loaders.batches import sources
 from npgait.plots import plot_run
 from npgait.run_folder import CHECKPOINT, PLOTS, hidden_angle, read_metrics
 from npgait.session import Session, build_session, restore_session, run_session
 from npgait.training import EpochDone, StepDone
 
+AnyDataset = Dataset | StoredDataset
+
 
 def execute(
     folder: Path,
     experiments: Sequence[Experiment],
-    load: Callable[[Experiment], Dataset],
+    load: Callable[[Experiment], AnyDataset],
     device: Device,
     *,
     quiet: bool,
@@ -69,36 +71,41 @@ def execute(
 
 
 def _open(
-    folder: Path, experiment: Experiment, dataset: Dataset, digest: str, device: Device
+    folder: Path, experiment: Experiment, dataset: AnyDataset, digest: str, device: Device
 ) -> Session:
     """Return the session of an experiment, from its checkpoint if it has one."""
-    session = build_session(experiment, dataset.image_shape, len(dataset.classes), device)
+    session = build_session(experiment, _shape_in(dataset, experiment), len(dataset.classes), device)
     if (folder / CHECKPOINT).exists():
         restore_session(folder / CHECKPOINT, session, digest)
     return session
 
 
-def _batches(dataset: Dataset, session: Session) -> tuple[ArrayData, ArrayData | None]:
-    """Return training and test set as sources of batches, both scaled by the training set's pixels."""
-    experiment, network = session.experiment, session.network
-    scaling = scaling_of(dataset.train_x, experiment.normalisation, max_value=dataset.max_value)
-    take = functools.partial(
-        array_data,
+def _batches(dataset: AnyDataset, session: Session) -> tuple[Source, Source | None]:
+    """Return training and test set as sources of batches."""
+    e, network = session.experiment, session.network
+    return sources(
+        dataset,
         shape=network.shape_in,
-        scaling=scaling,
         dtype=network.dtype,
         device=network.device,
+        normalisation=e.normalisation,
+        augmentation=e.augmentation,
+        block=e.shuffle_block,
     )
-    train_data = take(dataset.train_x, dataset.train_labels)
-    if dataset.test_x is None:
-        return train_data, None
-    return train_data, take(dataset.test_x, dataset.test_labels)
+
+
+def _shape_in(dataset: AnyDataset, experiment: Experiment) -> tuple[int, int, int]:
+    """Return (H, W, C) that the network sees: of imagenet what `image_size` says, else as stored."""
+    height, width, channels = dataset.image_shape
+    if isinstance(dataset, StoredDataset) and experiment.data in RESIZED:
+        height = width = experiment.image_size
+    return height, width, channels
 
 
 def _train(
     session: Session,
-    train_data: ArrayData,
-    test_data: ArrayData | None,
+    train_data: Source,
+    test_data: Source | None,
     folder: Path,
     digest: str,
     stop: Callable[[], bool],

@@ -13,8 +13,9 @@ import click
 class StopRequest:
     """Becomes true when the user or the system asks the run to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str) -> None:
         self.signal: int | None = None
+        self.message = message
 
     def __call__(self) -> bool:
         """Return whether a stop was asked for."""
@@ -25,13 +26,13 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        click.echo("\nstopping after this batch (once more to stop at once) ...", err=True)
+        click.echo(f"\n{self.message} (once more to stop at once) ...", err=True)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(message: str = "stopping after this batch") -> Iterator[StopRequest]:
     """Give a `StopRequest` that SIGINT and SIGTERM make true while the block runs."""
-    request = StopRequest()
+    request = StopRequest(message)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, request.handle) for number in numbers}
     try:

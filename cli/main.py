@@ -9,6 +9,7 @@ import click
 from npgait import __version__
 from npgait.backend import DeviceError
 from npgait.checkpoint import CheckpointError
+from npgait.cli.data import data
 from npgait.cli.presets import presets
 from npgait.cli.resume import resume
 from npgait.cli.run import run
@@ -62,7 +63,7 @@ def cli() -> None:
     """
 
 
-for command in (run, resume, presets):
+for command in (run, resume, presets, data):
     cli.add_command(command)
 
 

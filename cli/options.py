@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from npgait.config import Experiment
-from npgait.loaders import Dataset, load
+from npgait.loaders import Dataset, StoredDataset, load
 
 data_option = click.option(
     "--data",
@@ -17,7 +17,7 @@ data_option = click.option(
     type=click.Path(path_type=Path),
     envvar="NPGAIT_DATA",
     show_envvar=True,
-    help="Folder with the data sets (MNIST, CIFAR-10, ...). The digits need none.",
+    help="Folder with the data sets (MNIST, CIFAR-10, ...), or an image store. The digits need none.",
 )
 device_option = click.option(
     "--device",
@@ -30,11 +30,11 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final 
 plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
 
 
-def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset]:
+def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:
     """Return a function that loads the data set of an experiment, each once."""
 
     @functools.cache
-    def load_once(name: str, image_size: int) -> Dataset:
+    def load_once(name: str, image_size: int) -> Dataset | StoredDataset:
         return load(name, data_dir, image_size=image_size)
 
     return lambda experiment: load_once(experiment.data, experiment.image_size)

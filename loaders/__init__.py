@@ -11,8 +11,9 @@ from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
 from npgait.loaders.folder import load_image_folder
 from npgait.loaders.idx import load_fashion_mnist, load_kmnist, load_mnist
+from npgait.loaders.stored import StoredDataset, find_store
 
-__all__ = ["DATASETS", "DataError", "Dataset", "load"]
+__all__ = ["DATASETS", "DataError", "Dataset", "StoredDataset", "load"]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
@@ -26,15 +27,16 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 RESIZED = ("imagenet",)  # those whose images are brought to one size as they are read
 
 
-def load(name: str, data_dir: Path | None = None, *, image_size: int = 224) -> Dataset:
-    """Return a data set by name.
+def load(name: str, data_dir: Path | None = None, *, image_size: int = 224) -> Dataset | StoredDataset:
+    """Return a data set by name: from an image store if there is one, or from its files.
 
     Parameters
     ----------
     name : str
         One of `DATASETS`.
     data_dir : Path, optional
-        Where its files lie, or a folder with one subfolder a data set. The digits need none.
+        Where its files or NAME.h5 lie, or a folder with one subfolder a data set, or an image store. The
+        digits need none.
     image_size : int
         Side of the images of `RESIZED` data sets, in pixels.
 
@@ -48,6 +50,9 @@ def load(name: str, data_dir: Path | None = None, *, image_size: int = 224) -> D
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"; nearest: {near[0]!r}" if near else ""
         raise DataError(f"data set {name!r} is unknown{hint}; there are {', '.join(DATASETS)}")
+    stored = find_store(name, data_dir)
+    if stored is not None:
+        return stored
     if name in RESIZED:
         return DATASETS[name](data_dir, image_size=image_size)
     return DATASETS[name](data_dir)

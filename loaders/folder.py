@@ -6,13 +6,13 @@ be decoded is an error that names it.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npgait.loaders.dataset import DataError, Dataset, missing
+from npgait.loaders.store.decode import BadImageError, decode, read_source
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 MAX_BYTES = 8 << 30  # of decoded images
@@ -89,14 +89,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     DataError
         If it cannot be decoded, or unpacks to more pixels than Pillow holds to be safe.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip what is thrown away
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way
-        raise DataError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
-    return np.asarray(fitted)
+        return np.asarray(decode(read_source(str(path)), size))
+    except (BadImageError, OSError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from error

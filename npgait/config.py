@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
+from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
 from npgait.initialisation import INITIALISATIONS
 from npgait.losses import LOSSES
@@ -60,6 +61,15 @@ class Experiment:
         "unit", kind=str, choices=NORMALISATIONS, help="scaling of pixels: 0..1, or mean 0 and sd 1"
     )
     image_size: int = _option(224, kind=int, low=1, help="side of an image of imagenet, in pixels")
+    augmentation: str = _option(
+        "none",
+        kind=str,
+        choices=AUGMENTATIONS,
+        help="of training images: padded crops, or resized crops; both with flips",
+    )
+    shuffle_block: int = _option(
+        32, kind=int, low=1, help="images read in a run from an image store; 1 shuffles fully"
+    )
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
     width: int | None = _option(None, kind=int, low=1, help="units of a hidden layer")
     depth: int | None = _option(None, kind=int, low=1, help="number of hidden layers")

@@ -1,17 +1,38 @@
-"""Arrays in memory as a source of batches, and the scaling of their pixels."""
+"""Where batches come from: what any source offers, and arrays in memory as one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from npgait.augmentation import augment
 from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype
+from npgait.streams import Streams
 
+IN_CACHE = 1 << 16  # values that are worked on at a time, so that both passes are over the cache
 NORMALISATIONS = ("none", "unit", "standard")
+
+
+class Source(Protocol):
+    """Samples and labels in batches on a device: x (B, *shape) and labels (B,)."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
+        """Yield all samples as they are stored, for evaluation."""
+
+    def shuffled(
+        self, batch_size: int, streams: Streams, *, start: int = 0
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield the batches of an epoch from number `start`: in random order, augmented.
+
+        Order and augmentation are drawn from `streams` at once, so that equal streams give equal batches
+        wherever the epoch is taken up.
+        """
 
 
 @dataclass(frozen=True)
@@ -21,13 +42,33 @@ class Scaling:
     shift: np.ndarray | float = 0.0
     scale: np.ndarray | float = 1.0
 
+    def apply(self, x: Array, dtype: np.dtype) -> Array:
+        """Return (x - shift) * scale as a new array of `dtype`, of the shape of x."""
+        xp = array_module(x)
+        out = xp.empty(x.shape, dtype)
+        # An image's row at once: NumPy is slow along an axis as short as that of the channels.
+        columns = x.shape[-2] if np.ndim(self.shift) and x.ndim > 1 else 1
+        shift, scale = (
+            xp.asarray(np.tile(v, columns) if np.ndim(v) else v, dtype=dtype)
+            for v in (self.shift, self.scale)
+        )
+        rows = (-1, shift.size) if shift.ndim else (-1, x[0].size if len(x) else 1)
+        source, target = x.reshape(rows), out.reshape(rows)
+        step = len(source) if xp is not np else max(1, IN_CACHE // max(1, source.shape[1]))
+        for i in range(0, len(source), step):
+            part = target[i : i + step]
+            xp.subtract(source[i : i + step], shift, out=part, dtype=dtype, casting="unsafe")
+            part *= scale
+        return out
 
-def scaling_of(train_x: np.ndarray, kind: str, *, max_value: float = 255) -> Scaling:
+
+def scaling_of(train_x: np.ndarray | None, kind: str, *, max_value: float = 255) -> Scaling:
     """Return the scaling that a training set asks for.
 
     Parameters
     ----------
     train_x : array (N, H, W) or (N, H, W, C) or (N, n)
+        Only looked at for "standard".
     kind : {"none", "unit", "standard"}
         "unit" divides by `max_value`, so that pixels lie in 0..1 (2020 code); "standard" subtracts
         the mean and divides by the standard deviation of each channel (2023 code).
@@ -45,6 +86,7 @@ def scaling_of(train_x: np.ndarray, kind: str, *, max_value: float = 255) -> Sca
         return Scaling(0.0, 1.0 / max_value)
     if kind != "standard":
         raise ValueError(f"normalisation {kind!r} is unknown; use one of {', '.join(NORMALISATIONS)}")
+    assert train_x is not None
     axes = tuple(range(min(train_x.ndim, 3)))  # one channel unless the array has a fourth axis
     mean = train_x.mean(axis=axes, dtype=np.float64)
     # In slices: float64 copies of a whole data set would not fit in memory.
@@ -56,14 +98,11 @@ def scaling_of(train_x: np.ndarray, kind: str, *, max_value: float = 255) -> Sca
 
 
 @dataclass(frozen=True)
-class ArrayData:
-    """Samples and labels in memory, given out in batches on a device.
+class Preparation:
+    """What is done to samples as they are stored before a network sees them.
 
     Attributes
     ----------
-    x : array (N, ...)
-        Any real dtype; kept as it is, and scaled batch by batch.
-    labels : integer array (N,)
     scaling : Scaling
     dtype : numpy.dtype
         Of the batches.
@@ -71,20 +110,57 @@ class ArrayData:
         Of the batches.
     shape : tuple of int
         Of one sample of a batch: (n,), or (H, W, C) for a network of convolutions.
+    crop : (int, int), optional
+        Height and width that images are cropped to. Default: as they are stored.
+    augmentation : {"none", "crop", "resized"}
+        Of training batches; see `augmentation.augment`.
     """
 
-    x: Array
-    labels: Array
     scaling: Scaling
     dtype: np.dtype
     device: Device
     shape: tuple[int, ...]
+    crop: tuple[int, int] | None = None
+    augmentation: str = "none"
+
+    def __call__(self, x: Array, seed: tuple[int, int] | None = None) -> Array:
+        """Return a batch on the device; augmented by chance that `seed` decides, where there is one."""
+        xp = self.device.xp
+        x = as_array(x, xp)
+        kind = "none" if seed is None else self.augmentation
+        if kind != "none" or self.crop is not None:
+            images = x if x.ndim == 4 else x[..., None]
+            size = self.crop or (images.shape[1], images.shape[2])
+            x = augment(images, kind, size, np.random.default_rng(seed))
+        return self.scaling.apply(x, self.dtype).reshape(len(x), *self.shape)
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Samples and labels in memory, given out in batches on a device.
+
+    Attributes
+    ----------
+    x : array (N, ...)
+        Any real dtype; kept as it is, and prepared batch by batch.
+    labels : integer array (N,)
+    prepare : Preparation
+    """
+
+    x: Array
+    labels: Array
+    prepare: Preparation
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batches(
-        self, batch_size: int, order: np.ndarray | None = None, *, start: int = 0
+        self,
+        batch_size: int,
+        order: np.ndarray | None = None,
+        *,
+        start: int = 0,
+        seed: int | None = None,
     ) -> Iterator[tuple[Array, Array]]:
         """Yield (x, labels) of each batch on the device: x (B, *shape) and labels (B,).
 
@@ -96,17 +172,24 @@ class ArrayData:
             A permutation of the samples. Default: as they are stored.
         start : int
             Number of the first batch, counted from 0: where an interrupted epoch goes on.
+        seed : int, optional
+            Of the augmentation. Default: none.
         """
-        xp = self.device.xp
-        own = array_module(self.x)
-        for first in range(start * batch_size, len(self), batch_size):
-            chosen: Any = slice(first, first + batch_size)
+        own, xp = array_module(self.x), self.prepare.device.xp
+        for number in range(start, -(-len(self) // batch_size)):
+            chosen: Any = slice(number * batch_size, (number + 1) * batch_size)
             if order is not None:
                 chosen = own.asarray(order[chosen])
-            x = as_array(self.x[chosen], xp).astype(self.dtype)
-            x -= xp.asarray(self.scaling.shift, dtype=self.dtype)
-            x *= xp.asarray(self.scaling.scale, dtype=self.dtype)
-            yield x.reshape(len(x), *self.shape), as_array(self.labels[chosen], xp)
+            batch_seed = None if seed is None else (seed, number)
+            yield self.prepare(self.x[chosen], batch_seed), as_array(self.labels[chosen], xp)
+
+    def shuffled(
+        self, batch_size: int, streams: Streams, *, start: int = 0
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield the batches of an epoch; see `Source`."""
+        order = streams.order.permutation(len(self))
+        seed = int(streams.augmentation.integers(1 << 62))
+        return self.batches(batch_size, order, start=start, seed=seed)
 
 
 def array_data(
@@ -118,6 +201,7 @@ def array_data(
     scaling: Scaling | None = None,
     dtype: str | np.dtype = "float32",
     device: Device = CPU,
+    augmentation: str = "none",
 ) -> ArrayData:
     """Return arrays that a user has as a source of batches, checked.
 
@@ -131,8 +215,8 @@ def array_data(
         Labels have to be below it. Default: not checked.
     shape : tuple of int, optional
         Of one sample, as the network takes it. Default: flattened.
-    scaling, dtype, device
-        See `ArrayData`.
+    scaling, dtype, device, augmentation
+        See `Preparation`.
 
     Raises
     ------
@@ -157,4 +241,9 @@ def array_data(
     shape = shape or (values,)
     if values != math.prod(shape):
         raise ValueError(f"x has {values} values a sample; the network takes {shape}")
-    return ArrayData(x, labels, scaling or Scaling(), parse_dtype(dtype), device, shape)
+    if augmentation != "none" and x.ndim not in (3, 4):
+        raise ValueError(f"x has shape {x.shape}; augmentation {augmentation!r} takes images")
+    prepare = Preparation(
+        scaling or Scaling(), parse_dtype(dtype), device, shape, augmentation=augmentation
+    )
+    return ArrayData(x, labels, prepare)

@@ -21,15 +21,21 @@ def replacing(path: Path) -> Iterator[Path]:
         except OSError as error:
             error.filename = error.filename or str(path)  # a failed write does not say where
             raise
-        _sync(temporary)
-        temporary.replace(path)
-        if os.name == "posix":  # a rename is only safe once its folder is on disk
-            _sync(path.parent)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def rename(path: Path, to: Path) -> None:
+    """Sync a file, then give it the name `to`, so that a crash leaves what was there or all of it."""
+    sync(path)
+    path.replace(to)
+    if os.name == "posix":  # a rename is only safe once its folder is on disk
+        sync(to.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from npgait.activations import LeakyReLU, Linear
 from npgait.backend import CPU, Array, Device, array_module
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from npgait.config import ConfigError, Experiment
-from npgait.data import ArrayData
+from npgait.data import Source
 from npgait.losses import LOSSES
 from npgait.network import Network
 from npgait.optimizers import SGD, Adam, Momentum, Optimizer
@@ -205,8 +205,8 @@ def _copy_all(path: Path, group: str, source: dict[str, Any], target: dict[str, 
 
 def run_session(
     session: Session,
-    train_data: ArrayData,
-    test_data: ArrayData | None,
+    train_data: Source,
+    test_data: Source | None,
     folder: Path,
     data_digest: str,
     *,

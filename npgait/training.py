@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array
-from npgait.data import ArrayData
+from npgait.data import Source
 from npgait.metrics import LayerMeasures, correct_within, measure
 from npgait.network import Network, Update, first_nonfinite
 from npgait.optimizers import Optimizer
@@ -206,7 +206,7 @@ def _gradients(
     return gradients
 
 
-def evaluate(network: Network, data: ArrayData, loss: Loss, *, batch_size: int = 1024) -> Tally:
+def evaluate(network: Network, data: Source, loss: Loss, *, batch_size: int = 1024) -> Tally:
     """Return the tally of loss, top-1 and top-5 over a data set."""
     tally = Tally()
     for x, labels in data.batches(batch_size):
@@ -218,8 +218,8 @@ def evaluate(network: Network, data: ArrayData, loss: Loss, *, batch_size: int =
 def train(
     network: Network,
     recipe: Recipe,
-    train_data: ArrayData,
-    test_data: ArrayData | None = None,
+    train_data: Source,
+    test_data: Source | None = None,
     *,
     epochs: int,
     batch_size: int,
@@ -234,12 +234,12 @@ def train(
     ----------
     network : Network
     recipe : Recipe
-    train_data, test_data : ArrayData
+    train_data, test_data : Source
     epochs : int
         Epochs in all, those before a resumption included.
     batch_size : int
     streams : Streams
-        `order` shuffles the training set anew each epoch.
+        `order` and `augmentation` decide each epoch's batches.
     progress : Progress, optional
         Where to go on from; updated in place before every event.
     measure_every : int
@@ -261,8 +261,7 @@ def train(
             progress.streams = streams.save()
         else:
             streams.restore(progress.streams)  # an epoch that goes on has the order it began with
-        order = streams.order.permutation(len(train_data))
-        for x, labels in train_data.batches(batch_size, order, start=progress.batch):
+        for x, labels in train_data.shuffled(batch_size, streams, start=progress.batch):
             started = time.perf_counter()
             measured: list[LayerMeasures] = []
             due = measure_every > 0 and progress.step % measure_every == 0
@@ -287,8 +286,8 @@ def train(
 def _finish_epoch(
     network: Network,
     recipe: Recipe,
-    train_data: ArrayData,
-    test_data: ArrayData | None,
+    train_data: Source,
+    test_data: Source | None,
     progress: Progress,
     evaluate_train: bool,
 ) -> EpochDone:

@@ -1,0 +1,129 @@
+"""Bytes of an image file -> RGB pixels of one size, or the reason why not.
+
+What ImageNet holds in the way of surprises is decoded rightly: greyscale, CMYK, rotation by EXIF, a PNG
+named .JPEG (the content decides, never the name), EXIF that cannot be read. What is damaged is a
+`BadImageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Decoders that need nothing but their own library: Pillow's EPS, for one, starts another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_FILE_BYTES = 1 << 28
+MAX_PIXELS = 100_000_000  # ImageNet's largest has 61 million
+ORIENTATION = 0x0112  # tag of EXIF
+
+
+class BadImageError(ValueError):
+    """The bytes are no image that can be used; the message is the reason."""
+
+
+def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """Return the bytes of a file, or `size` of them from `offset`: an image within an archive.
+
+    Raises
+    ------
+    BadImageError
+        If it is no plain file, too large to be an image, or ends early.
+    OSError
+        If it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise BadImageError("no plain file")
+        size = about.st_size if size is None else size
+        if size > MAX_FILE_BYTES:
+            raise BadImageError(f"{size} bytes; an image has up to {MAX_FILE_BYTES}")
+        data = os.pread(descriptor, size, offset)
+        if len(data) < size:
+            raise BadImageError(f"ends after {len(data)} of {size} bytes")
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def decode(data: bytes, size: int) -> Image:
+    """Return an image as RGB, upright, resized on the short side and cropped at the centre.
+
+    Parameters
+    ----------
+    data : bytes
+        Of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+    size : int
+        Side of the result, in pixels.
+
+    Raises
+    ------
+    BadImageError
+        If it cannot be decoded whole, or unpacks to more than `MAX_PIXELS`.
+    """
+    from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
+
+    del TiffImagePlugin, WebPImagePlugin  # imported to be known
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
+                # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
+                image.draft(None, (3 * size, 3 * size))
+                image.load()
+                square = ImageOps.fit(_as_rgb(image), (size, size), Image.Resampling.BICUBIC)
+                return _upright(square, image)
+    except BadImageError:
+        raise
+    except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way
+        reason = str(error).replace("\n", " ")
+        if "cannot identify image" in reason:
+            reason = "no image of a known format"
+        raise BadImageError(f"{reason or type(error).__name__}") from error
+
+
+def _as_rgb(image: Image) -> Image:
+    if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(rgb: Image, image: Image) -> Image:
+    """Return `rgb` turned as the EXIF of `image` says; as it is if that cannot be read."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    orientation = None
+    with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything
+        orientation = image.getexif().get(ORIENTATION)
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def moments(image: Image) -> tuple[list[int], list[int]]:
+    """Return the sums of the pixels and of their squares, channel by channel: exact integers."""
+    counts, values = np.array(image.histogram(), dtype=np.int64).reshape(-1, 256), np.arange(256)
+    return (counts @ values).tolist(), (counts @ values**2).tolist()

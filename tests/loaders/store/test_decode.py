@@ -1,0 +1,138 @@
+"""Every kind of image that ImageNet has is decoded rightly; what is damaged is said to be."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.Image import Transpose
+
+from npgait.loaders.store.decode import BadImageError, decode, moments, read_source
+from tests.loaders.store.conftest import encoded, smooth
+
+TURNED = {  # how a camera stores an image that is to be seen upright, by EXIF orientation
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
+
+
+def close(image, expected, most) -> bool:
+    return np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int)).mean() < most
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_an_image_is_turned_as_its_exif_says(orientation, rng):
+    upright = Image.fromarray(smooth(rng, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(upright.transpose(TURNED[orientation]), quality=95, exif=exif)
+    assert close(decode(data, 32), upright, 4)
+
+
+def test_an_image_whose_exif_cannot_be_read_is_decoded_without_it(rng):
+    x = smooth(rng, 32, 32)
+    data = encoded(x, quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 40)
+    assert close(decode(data, 32), x, 4)
+
+
+def test_greyscale_becomes_three_equal_channels(rng):
+    x = smooth(rng, 40, 40)[..., 0]
+    pixels = np.asarray(decode(encoded(x, "PNG"), 40))
+    assert (pixels == x[..., None]).all()
+
+
+def test_cmyk_shows_the_colours_it_was_made_of(rng):
+    x = smooth(rng, 40, 40)
+    data = encoded(Image.fromarray(x).convert("CMYK"), quality=95)
+    assert close(decode(data, 40), x, 6)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    x = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    pixels = np.asarray(decode(encoded(x, "PNG"), 32))
+    assert np.abs(pixels[..., 0].astype(int) - (x >> 8)).max() <= 1
+
+
+def test_the_short_side_is_resized_and_the_centre_cropped(rng):
+    x = np.zeros((40, 120, 3), np.uint8)
+    x[:, 40:80] = 255  # the centre square
+    assert np.asarray(decode(encoded(x, "PNG"), 20)).min() > 200
+    assert np.asarray(decode(encoded(x.transpose(1, 0, 2), "PNG"), 20)).min() > 200
+
+
+def test_detail_that_the_jpeg_decoder_skips_cannot_be_seen(shared_data):
+    from PIL import ImageOps
+
+    for path in sorted((shared_data / "imagenet_sample").glob("train/*/*"))[:20]:
+        with Image.open(path) as image:
+            whole = ImageOps.fit(image.convert("RGB"), (48, 48), Image.Resampling.BICUBIC)
+        got = np.asarray(decode(path.read_bytes(), 48), np.float64)
+        noise = ((got - np.asarray(whole, np.float64)) ** 2).mean()
+        assert 10 * np.log10(255**2 / max(noise, 1e-9)) > 33  # dB; the median is 42
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 200, -300])
+def test_a_file_that_ends_early_is_reported(keep, rng):
+    data = encoded(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    with pytest.raises(BadImageError):
+        decode(data[:keep], 32)
+
+
+def png_of(width, height, rows: bytes) -> bytes:
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_an_image_that_unpacks_to_too_many_pixels_is_refused_before_it_does():
+    bomb = png_of(60_000, 60_000, zlib.compress(bytes(10_000_000), 9))
+    with pytest.raises(BadImageError, match="pixels"):
+        decode(bomb, 32)
+
+
+def test_a_text_is_no_image():
+    with pytest.raises(BadImageError, match="no image of a known format"):
+        decode(b"not an image", 32)
+
+
+def test_formats_that_start_other_programs_are_not_opened():
+    with pytest.raises(BadImageError):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", 32)
+
+
+def test_a_pipe_and_a_file_that_is_too_large_are_refused_without_reading(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadImageError, match="plain file"):
+        read_source(str(tmp_path / "pipe"))
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BadImageError, match="bytes"):
+        read_source(str(tmp_path / "huge"))
+
+
+def test_a_stretch_beyond_the_end_of_its_archive_is_reported(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_source(str(tmp_path / "a"), 1, 3) == b"234"
+    with pytest.raises(BadImageError, match="ends after 2 of 9 bytes"):
+        read_source(str(tmp_path / "a"), 3, 9)
+
+
+def test_moments_are_the_exact_sums_of_pixels_and_squares(rng):
+    x = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    sums, squares = moments(Image.open(io.BytesIO(encoded(x, "PNG"))))
+    wide = x.astype(np.int64)
+    assert sums == wide.sum(axis=(0, 1)).tolist()
+    assert squares == (wide**2).sum(axis=(0, 1)).tolist()
