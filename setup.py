@@ -44,7 +44,7 @@ setup(
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13.6"],
         "devkit": ["scipy>=1.11"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11", "scipy>=1.11"],
     },
     entry_points={"console_scripts": ["npgait = npgait.cli.main:main"]},
 )

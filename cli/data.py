@@ -176,7 +176,7 @@ def info_command(file: Path, png: Path | None) -> None:
         "\nclasses: " + _shortened([f"{c} ({n})" for c, n in zip(head.classes, counts, strict=True)])
     )
     if len(skipped):
-        click.echo("skipped: " + _shortened([source_name(store, i) for i in skipped]))
+        click.echo("skipped: " + _shortened([source_name(store, i) for i in skipped.tolist()]))
     if png is not None:
         with replacing(png) as temporary:
             contact_sheet(store).save(temporary, "PNG")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from npgait.backend import Device
@@ -43,11 +45,11 @@ def sources(
     """
     if isinstance(dataset, Dataset):
         scaling = scaling_of(dataset.train_x, normalisation, max_value=dataset.max_value)
-        form = {"shape": shape, "scaling": scaling, "dtype": dtype, "device": device}
-        train = array_data(dataset.train_x, dataset.train_labels, augmentation=augmentation, **form)
+        take = functools.partial(array_data, shape=shape, scaling=scaling, dtype=dtype, device=device)
+        train = take(dataset.train_x, dataset.train_labels, augmentation=augmentation)
         if dataset.test_x is None:
             return train, None
-        return train, array_data(dataset.test_x, dataset.test_labels, **form)
+        return train, take(dataset.test_x, dataset.test_labels)
     head = dataset.train.head
     if normalisation == "standard":
         scaling = Scaling(head.mean, 1 / head.std)

@@ -6,6 +6,8 @@ and CuPy, and a function of its seed alone: a resumed run sees it again without 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from npgait.backend import Array, array_module
@@ -95,7 +97,7 @@ def _draw_boxes(stored: tuple[int, int], n: int, rng: np.random.Generator) -> np
     """Return (top, left, height, width) of `n` resized crops within images of `stored` pixels."""
     height, width = stored
     area = rng.uniform(*AREA, n) * height * width
-    ratio = np.exp(rng.uniform(*np.log(RATIO), n))
+    ratio = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), n))
     h = np.minimum(np.sqrt(area / ratio), height)
     w = np.minimum(np.sqrt(area * ratio), width)
     return np.stack([rng.random(n) * (height - h), rng.random(n) * (width - w), h, w], axis=1)

@@ -42,6 +42,7 @@ from npgait.loaders.store.workers import Workers
 
 TASK, AHEAD = 8, 3  # images of a task; tasks a worker has in hand: what a kill may have to redo
 SYNC_SECONDS = 30.0
+LEAST_ROOM = 4096  # of encoded images: HDF5 puts what is smaller elsewhere
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,7 @@ def prepare(
     if settings.shuffled:
         order = np.random.default_rng(settings.seed).permutation(len(listing))
         listing = listing.reordered(order)
-    plan = {key: value for key, value in asdict(settings).items() if key != "skip_unreadable"}
-    text = json.dumps(plan, sort_keys=True) + listing.digest()
-    job = _Job(listing, settings, out, hashlib.sha256(text.encode()).hexdigest())
+    job = _Job(listing, settings, out, _plan(listing, settings))
     if out.exists():
         return _made_before(job)
     with _journal_of(job):
@@ -183,6 +182,14 @@ def prepare(
         finished = n == len(listing)
         report = _finish(job) if finished else None
         return Outcome(out, len(listing), n, count.skipped, redone, finished, report)
+
+
+def _plan(listing: Listing | ArrayListing, settings: Settings) -> str:
+    """Return the SHA-256 of all that decides the content; equal plans go on with each other."""
+    size = 0 if isinstance(listing, ArrayListing) else settings.size
+    quality = settings.quality if settings.store == "jpeg" else 0
+    text = json.dumps([settings.store, size, quality]) + listing.digest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Count:
@@ -257,7 +264,7 @@ def _take_up(job: _Job) -> int:
 
 
 def _room(job: _Job) -> int:
-    return len(job.listing) * int(np.prod(job.shape)) if job.raw else 1
+    return len(job.listing) * int(np.prod(job.shape)) if job.raw else LEAST_ROOM
 
 
 def _allocate(job: _Job) -> None:
@@ -431,7 +438,7 @@ def _final_head(job: _Job) -> Head:
 def _finish(job: _Job) -> Path | None:
     """Write head and report, and give the file its name."""
     head = _final_head(job)
-    room = _room(job) if job.raw else int(head.offsets[-1])  # type: ignore[index]
+    room = _room(job) if head.offsets is None else max(LEAST_ROOM, int(head.offsets[-1]))
     _write_template(job, head, room, into=job.part)
     report = _write_report(job)
     rename(job.part, job.out)

@@ -205,12 +205,12 @@ def _look_at(path: Path, file: Any) -> Store:
     if file.attrs["digest"] != digest:
         raise DataError(f"{path}: a damaged image store: its tables do not match their digest")
     images = file["images" if head.offsets is None else "encoded"]
-    expected = (len(head.labels), *head.image_shape)
+    expected: tuple[int, ...] = (len(head.labels), *head.image_shape)
     if head.offsets is not None:
         steps = np.diff(head.offsets)
         if head.offsets[0] != 0 or steps.min() < 0 or steps.max() > MAX_IMAGE_BYTES:
             raise ValueError("the places of its images are out of order")
-        expected = (int(head.offsets[-1]),)
+        expected = (max(int(head.offsets[-1]), *images.shape),)  # there may be room left
     if images.shape != expected or images.dtype != np.uint8 or images.chunks or images.external:
         raise ValueError(f"its images are {images.dtype} {images.shape}; expected uint8 {expected}")
     start = images.id.get_offset()

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class Buffer:
 
     def __init__(self, size: int, image_shape: tuple[int, int, int]) -> None:
         self.images = np.empty((size, *image_shape), np.uint8)
-        self.rows = [memoryview(image) for image in self.images.reshape(size, -1)]
+        rows: Any = self.images.reshape(size, -1)
+        self.rows = [memoryview(row) for row in rows]
 
 
 # (descriptor, numbers of images, buffer, which share of them, of how many)
@@ -124,7 +126,7 @@ def read_images(
 
 def _take_buffers(kept: list[Buffer], store: Store, n: int, size: int) -> list[Buffer]:
     """Return `n` buffers for batches of `size` images, from those that were kept as far as they fit."""
-    taken = []
+    taken: list[Buffer] = []
     while kept and len(taken) < n:
         buffer = kept.pop()
         if len(buffer.images) >= size:

@@ -1,0 +1,122 @@
+"""Random crops and flips: what they keep, and that a seed decides all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgait.augmentation import _resized, augment, centre_crop
+from npgait.backend import as_array, to_host
+from npgait.data import Preparation, Scaling, array_data, scaling_of
+
+sizes = st.integers(1, 12)
+
+
+@given(height=sizes, width=sizes, h=sizes, w=sizes, kind=st.sampled_from(["none", "crop", "resized"]))
+def test_crops_are_of_the_size_asked_for_and_hold_pixels_of_the_image(height, width, h, w, kind):
+    rng = np.random.default_rng(height + 13 * width)
+    x = rng.integers(1, 256, (3, height, width, 2), dtype=np.uint8)
+    if h > height or w > width:
+        with pytest.raises(ValueError, match="cannot be cropped"):
+            augment(x, kind, (h, w), rng)
+        return
+    out = augment(x, kind, (h, w), rng)
+    assert out.shape == (3, h, w, 2)
+    for image, whole in zip(out, x, strict=True):
+        if kind == "resized":
+            assert whole.min() - 1e-3 <= image.min() <= image.max() <= whole.max() + 1e-3
+        else:
+            assert set(image.ravel().tolist()) <= {0, *whole.ravel().tolist()}
+
+
+def test_a_crop_is_a_window_of_the_image_or_its_mirror_image(rng):
+    x = np.arange(10 * 12).reshape(1, 10, 12, 1).astype(np.int32)
+    seen = set()
+    for _ in range(200):
+        (crop,) = augment(x, "crop", (6, 7), rng)[..., 0]
+        flipped = crop[0, 1] < crop[0, 0]
+        crop = crop[:, ::-1] if flipped else crop
+        top, left = divmod(int(crop[0, 0]), 12)
+        np.testing.assert_array_equal(crop, x[0, top : top + 6, left : left + 7, 0])
+        seen.add((top, left, bool(flipped)))
+    assert len(seen) > 40  # of 5 x 6 x 2
+
+
+def test_an_image_no_larger_than_the_crop_is_padded_with_zeros(rng):
+    x = np.full((400, 16, 16, 3), 9, np.uint8)
+    out = augment(x, "crop", (16, 16), rng)
+    empty = (out == 0).all(axis=(2, 3)).sum(axis=1)  # rows of padding
+    assert set(empty.tolist()) == {0, 1, 2}
+    assert set(np.unique(out)) == {0, 9}
+
+
+def test_half_of_the_images_are_flipped(rng):
+    x = np.tile(np.arange(8, dtype=np.uint8)[None, None, :, None], (2000, 4, 1, 1))
+    out = augment(x, "crop", (4, 4), rng)
+    share = (out[:, 0, 0, 0] > out[:, 0, 1, 0]).mean()
+    assert 0.45 < share < 0.55
+
+
+def test_a_resized_crop_of_the_whole_image_is_the_image(rng):
+    x = rng.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
+    boxes = np.tile([0.0, 0.0, 9.0, 7.0], (2, 1))
+    flips = np.array([False, True])
+    out = _resized(x, (9, 7), boxes, flips)
+    np.testing.assert_allclose(out[0], x[0], atol=1e-4)
+    np.testing.assert_allclose(out[1], x[1, :, ::-1], atol=1e-4)
+
+
+def test_a_resized_crop_is_bilinear(rng):
+    """A ramp stays a ramp under bilinear interpolation, wherever the box lies."""
+    rows, columns = np.mgrid[0:40, 0:50]
+    x = (2.0 * rows + 3.0 * columns)[None, ..., None].astype(np.float32)
+    boxes = np.array([[5.3, 7.1, 20.0, 30.0]])
+    out = _resized(x, (10, 15), boxes, np.array([False]))[0, ..., 0]
+    y = 5.3 + 2 * (np.arange(10) + 0.5) - 0.5
+    across = 7.1 + 2 * (np.arange(15) + 0.5) - 0.5
+    np.testing.assert_allclose(out, 2 * y[:, None] + 3 * across, rtol=1e-5)
+
+
+def test_the_same_on_every_device(device, rng):
+    x = rng.integers(0, 256, (5, 20, 22, 3), dtype=np.uint8)
+    for kind in ("crop", "resized"):
+        expected = augment(x, kind, (12, 13), np.random.default_rng(7))
+        got = augment(as_array(x, device.xp), kind, (12, 13), np.random.default_rng(7))
+        np.testing.assert_allclose(to_host(got), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_the_centre_is_cut_where_nothing_is_left_to_chance(rng):
+    x = rng.integers(0, 256, (2, 9, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(centre_crop(x, (5, 4)), x[:, 2:7, 2:6])
+    prepare = Preparation(Scaling(), np.dtype("float32"), None, (5, 4, 3), (5, 4), "resized")
+    prepare = Preparation(
+        Scaling(), np.dtype("float32"), array_data(x, [0, 0]).prepare.device, (5, 4, 3), (5, 4), "crop"
+    )
+    np.testing.assert_array_equal(prepare(x), x[:, 2:7, 2:6])
+
+
+def test_an_unknown_augmentation_is_refused(rng):
+    with pytest.raises(ValueError, match="'mixup' is unknown"):
+        augment(np.zeros((1, 4, 4, 3)), "mixup", (4, 4), rng)
+    with pytest.raises(ValueError, match="takes images"):
+        array_data(np.zeros((4, 9)), np.zeros(4, int), augmentation="crop")
+
+
+@given(
+    shape=st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4)),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_scaling_is_the_equation_for_every_shape(shape, dtype):
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 256, shape, dtype=np.uint8)
+    scaling = Scaling(rng.normal(size=shape[-1]), rng.uniform(0.1, 2, shape[-1]))
+    expected = (x - scaling.shift) * scaling.scale
+    got = scaling.apply(x, np.dtype(dtype))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    grey = scaling_of(x[..., 0] if len(x) else np.ones((2, 3, 3)), "standard")
+    np.testing.assert_allclose(
+        grey.apply(x[..., 0], np.dtype("float64")), (x[..., 0] - grey.shift) * grey.scale, atol=1e-12
+    )

@@ -1,0 +1,186 @@
+"""`npgait data` as a user runs it, and training from what it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from npgait.cli.main import cli
+from npgait.loaders.store import open_store
+from tests.loaders.store.conftest import make_tree
+
+
+def npgait(*args, status=0):
+    result = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert result.exit_code == status, result.output + str(result.exception)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture
+def source(tmp_path, rng):
+    make_tree(tmp_path / "src" / "train", rng, images=6)
+    make_tree(tmp_path / "src" / "val", rng, images=2)
+    return tmp_path / "src"
+
+
+def test_both_splits_are_made_checked_and_shown(source, tmp_path):
+    out = tmp_path / "x.h5"
+    text = npgait("data", "prepare", "imagenet", source, out, "--size", 20)
+    assert "train: 18 images of 3 classes" in text
+    assert "val: 6 images of 3 classes" in text
+    assert [s.name for s in sorted(tmp_path.glob("x*"))] == ["x.h5", "x.val.h5"]
+    names = open_store(tmp_path / "x.val.h5").head.sources.tolist()
+    assert names == sorted(names)
+    assert "18 images, all as they were written" in npgait("data", "verify", out)
+    text = npgait("data", "info", out, "--png", tmp_path / "sheet.png")
+    assert "n00000002 (6)" in text
+    assert "20 x 20, 3 channels" in text
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (5 * 96, 4 * 96)
+        assert np.asarray(sheet).std() > 20
+
+
+def test_damage_is_named_and_the_status_is_1(source, tmp_path):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source / "train", out, "--size", 20)
+    store = open_store(out)
+    with out.open("r+b") as file:
+        file.seek(store.place(7)[0])
+        file.write(bytes(30))
+    text = npgait("data", "verify", out, status=1)
+    assert f"image 7 ({store.head.sources[7].decode()})" in text
+    assert "1 of 18 images damaged" in text
+
+
+def test_skipped_files_are_said_and_listed(source, tmp_path):
+    (source / "train" / "n00000001" / "notes.txt").write_text("no image")
+    text = npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "-q")
+    assert "19 images, 1 skipped" in text
+    assert (
+        "n00000001/notes.txt\tno image of a known format" in (tmp_path / "x.h5.skipped.txt").read_text()
+    )
+    assert "skipped: n00000001/notes.txt" in npgait("data", "info", tmp_path / "x.h5")
+
+
+def test_bench_shows_every_stage(source, tmp_path):
+    npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "--size", 20)
+    text = npgait("data", "bench", tmp_path / "x.h5", "--seconds", 0.01)
+    for stage in ("plain os.preadv", "random order", "shuffled runs of 32", "float32", "augmented"):
+        assert stage in text
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["prepare", "imagenet", "absent", "x.h5"], "there is no such folder"),
+        (["prepare", "imagenet", "src", "x.hdf5"], "ends in .h5"),
+        (["prepare", "imagent", "src", "x.h5"], "imagent"),
+        (["prepare", "mnist", "src", "x.h5"], "train-images-idx3-ubyte"),
+        (["prepare", "digits", "src", "x.h5", "--store", "jpeg"], "only --store raw"),
+        (["prepare", "imagenet", "src", "x.h5", "--size", "0"], "0 is not in the range"),
+        (["verify", "absent.h5"], "no such file"),
+        (["info", "src/train/n00000000/n00000000_0.JPEG"], "no HDF5 file"),
+    ],
+)
+def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in npgait("data", *args, status=2)
+
+
+def test_digits_and_arrays_convert_and_train_to_the_same_digit(tmp_path):
+    """From the store, fully shuffled, a run is the one from the files, bit for bit."""
+    npgait("data", "prepare", "digits", ".", tmp_path / "digits.h5", "--order", "sorted", "-q")
+    with h5py.File(tmp_path / "digits.h5") as file:
+        assert file["images"].shape == (1442, 8, 8, 1)
+    settings = [
+        "--set", "epochs=2", "--set", "shuffle_block=1", "-e", "gait", "-q", "--no-plots",
+    ]  # fmt: skip
+    for name, data in (("a", []), ("b", ["--data", tmp_path / "digits.h5"])):
+        npgait("run", "digits", *data, *settings, "--out", tmp_path / name)
+    with (
+        h5py.File(tmp_path / "a/gait/checkpoint.h5") as a,
+        h5py.File(tmp_path / "b/gait/checkpoint.h5") as b,
+    ):
+        for layer in a["parameters"]:
+            np.testing.assert_allclose(
+                a["parameters"][layer]["W"][()], b["parameters"][layer]["W"][()], rtol=1e-5, atol=1e-6
+            )
+
+
+RUN = ["imagenet-bp", "--no-plots", "--set", "image_size=64", "--set", "batch_size=2",
+       "--set", "augmentation=resized", "--set", "measure_every=0", "--set", "epochs=3",
+       "--set", "checkpoint_minutes=0"]  # fmt: skip
+
+
+def test_a_run_from_a_store_that_is_interrupted_goes_on_bit_for_bit(source, tmp_path):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 72, "-q")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    npgait("run", *RUN, "--data", out, "--out", whole)
+    command = [sys.executable, "-m", "npgait"]
+    process = subprocess.Popen(
+        [*command, "run", *RUN, "--data", str(out), "--out", str(cut)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = cut / "imagenet-bp" / "checkpoint.h5"
+    for _ in range(600):
+        if checkpoint.exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (128 + signal.SIGINT, 0)
+    npgait("resume", cut, "--no-plots")
+    ends = []
+    for folder in (whole, cut):
+        with h5py.File(folder / "imagenet-bp/checkpoint.h5") as file:
+            assert json.loads(file["meta"][()].tobytes())["progress"]["epoch"] == 3
+            parameters = file["parameters"]
+            ends.append([parameters[layer][name][()] for layer in parameters for name in "Wb"])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
+    npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", tmp_path / "run")
+    os.remove(out)
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "--seed", 1, "-q")
+    text = npgait("resume", tmp_path / "run", "--no-plots", status=2)
+    assert "trained on other data" in text
+
+
+def test_a_store_of_small_images_says_what_to_set(source, tmp_path):
+    npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "--size", 20, "-q")
+    text = npgait("run", *RUN, "--data", tmp_path / "x.h5", "--out", tmp_path / "r", status=2)
+    assert "set image_size=20, or convert at a larger --size" in text
+
+
+def test_ctrl_c_stops_a_conversion_that_the_same_command_finishes(tmp_path, rng):
+    tree = make_tree(tmp_path / "src", rng, images=800)
+    command = [sys.executable, "-m", "npgait", "data", "prepare", "imagenet", str(tree)]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "x.h5")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "x.h5.journal").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode:  # or it was done before
+        assert process.returncode == 130
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+    assert "2400 images, 0 skipped" in npgait("data", "prepare", "imagenet", tree, tmp_path / "x.h5")
