@@ -1,0 +1,75 @@
+// Chains of elementwise operations, each one pass over memory. REAL is float or double.
+//
+// What each computes stands, one line of maths a line, in activations.py, optimizers.py and data.py; these
+// are the same equations for a GPU. The leaky ReLU has slope 1 above zero and `slope` elsewhere.
+
+#define FOR_EACH(t, n)                                                                                       \
+    for (long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x; t < (n);                            \
+         t += (long long)gridDim.x * blockDim.x)
+
+// a <- a + b, y = f(a); a is (rows, u), b (u).
+extern "C" __global__ void bias_activation(REAL* __restrict__ a, const REAL* __restrict__ b,
+                                           REAL* __restrict__ y, long long n, int u, REAL slope) {
+    FOR_EACH(t, n) {
+        REAL value = a[t] + b[t % u];
+        a[t] = value;
+        y[t] = value > 0 ? value : slope * value;
+    }
+}
+
+// delta = f'(a) * e
+extern "C" __global__ void local_delta(const REAL* __restrict__ a, const REAL* __restrict__ e,
+                                       REAL* __restrict__ delta, long long n, REAL slope) {
+    FOR_EACH(t, n) delta[t] = a[t] > 0 ? e[t] : slope * e[t];
+}
+
+// v = f'(a)^2 * e
+extern "C" __global__ void gait_direction(const REAL* __restrict__ a, const REAL* __restrict__ e,
+                                          REAL* __restrict__ v, long long n, REAL slope) {
+    FOR_EACH(t, n) v[t] = a[t] > 0 ? e[t] : slope * slope * e[t];
+}
+
+// d = [f^-1(y) - f^-1(y - s v)] / s, s one value a sample of `per_sample` values; s = 0 is the limit.
+extern "C" __global__ void difference(const REAL* __restrict__ y, const REAL* __restrict__ v,
+                                      const REAL* __restrict__ s, REAL* __restrict__ d, long long n,
+                                      long long per_sample, REAL slope) {
+    FOR_EACH(t, n) {
+        REAL size = s[t / per_sample];
+        REAL nudged = y[t] - size * v[t];
+        bool above = y[t] > 0;
+        REAL one_side = above ? v[t] : v[t] / slope;
+        if (above == (nudged > 0)) {
+            d[t] = one_side;
+        } else {  // y and y - s v have opposite signs: nothing cancels
+            REAL inverse_y = above ? y[t] : y[t] / slope;
+            REAL inverse_nudged = above ? nudged / slope : nudged;
+            d[t] = (inverse_y - inverse_nudged) / size;
+        }
+    }
+}
+
+// Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, p <- p - rate m / (sqrt(v / correct2) + eps)
+// with rate = lr / correct1. A step whose loss is not finite (ok is 0) changes nothing.
+extern "C" __global__ void adam(REAL* __restrict__ p, const REAL* __restrict__ g, REAL* __restrict__ m,
+                                REAL* __restrict__ v, const int* __restrict__ ok, long long n, REAL rate,
+                                REAL beta1, REAL beta2, REAL correct2, REAL epsilon) {
+    if (*ok == 0) return;
+    FOR_EACH(t, n) {
+        REAL gradient = g[t];
+        REAL first = beta1 * m[t] + (1 - beta1) * gradient;
+        REAL second = beta2 * v[t] + (1 - beta2) * gradient * gradient;
+        m[t] = first;
+        v[t] = second;
+        p[t] -= rate * first / (sqrt(second / correct2) + epsilon);
+    }
+}
+
+// out = (x - shift) * scale, x bytes, shift and scale one value a channel.
+extern "C" __global__ void normalise(const unsigned char* __restrict__ x, const REAL* __restrict__ shift,
+                                     const REAL* __restrict__ scale, REAL* __restrict__ out, long long n,
+                                     int channels) {
+    FOR_EACH(t, n) {
+        int c = t % channels;
+        out[t] = ((REAL)x[t] - shift[c]) * scale[c];
+    }
+}
