@@ -67,15 +67,23 @@ def conversion(data: Path, folder: Path, size: int, images: int) -> None:
     workers, pairs = cores(), []
     for k in range(REPEATS):
         pillow = rate_of_pillow(paths, size, workers)
+        seen: list[tuple[float, int]] = []
         started = time.perf_counter()
-        prepare(listing, folder / f"{k}.h5", Settings(size))
+        prepare(
+            listing,
+            folder / f"{k}.h5",
+            Settings(size),
+            progress=lambda done, _, seen=seen: seen.append((time.perf_counter(), done)),
+        )
         ours = len(listing) / (time.perf_counter() - started)
+        (t0, n0), (t1, n1) = seen[1], seen[-1]  # from the first images to the last: hours, in use
         (folder / f"{k}.h5").unlink()
-        pairs.append((pillow, ours))
-    pillow, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    share = statistics.median(b / a for a, b in pairs)
+        pairs.append((pillow, ours, (n1 - n0) / (t1 - t0)))
+    pillow, ours, under_way = (statistics.median(column) for column in zip(*pairs, strict=True))
+    share, share_under_way = (statistics.median(row[i] / row[0] for row in pairs) for i in (1, 2))
     print(f"\nconversion of {len(paths)} real images to {size} pixels, {workers} cores, {REPEATS} pairs")
     print(f"  Pillow alone, decode and resize      {pillow:8.0f} images/s")
+    print(f"  npgait data prepare, under way       {under_way:8.0f} images/s   {share_under_way:.0%}")
     print(f"  npgait data prepare, start to end    {ours:8.0f} images/s   {share:.0%}")
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8).tobytes()
     started = time.perf_counter()

@@ -339,16 +339,16 @@ def _from_array(images: Any) -> tuple[list[Done], bytes]:
 
 def _commit(job: _Job, done: list[Done], data: bytes) -> None:
     """Write what the workers did not, then note the stretch in the journal."""
-    sizes = np.cumsum([0] + [one.size for one in done])
-    with job.part.open("r+b") as part:
-        if data:
-            write_all(part.fileno(), data, job.end)
-        elif job.raw:
-            for one, at in zip(done, sizes, strict=False):
-                if one.state == SKIPPED:  # a decoder that crashed left whatever was there
-                    write_all(part.fileno(), bytes(one.size), job.end + int(at))
+    end = job.end
+    if data or any(one.state == SKIPPED for one in done):
+        with job.part.open("r+b") as part:
+            write_all(part.fileno(), data, end)
+            for one in done:
+                if job.raw and one.state == SKIPPED:  # a decoder that crashed left whatever was there
+                    write_all(part.fileno(), bytes(one.size), end)
+                end += one.size
     job.journal.add(done)
-    job.end += int(sizes[-1])
+    job.end += sum(one.size for one in done)
 
 
 @contextlib.contextmanager

@@ -96,6 +96,8 @@ def decode(data: bytes, size: int) -> Image:
 
 
 def _as_rgb(image: Image) -> Image:
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if image.mode in ("P", "PA") and "transparency" in image.info:
