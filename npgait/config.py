@@ -108,6 +108,10 @@ class Experiment:
     bias_correction: bool = _option(True, kind=bool, help="of Adam")
     regulariser: str = _option("orthonormal", kind=str, choices=REGULARISERS, help="its form")
     ortho_strength: float = _option(0.0, kind=float, low=0, help="lambda of the regulariser")
+    ortho_every: int = _option(1, kind=int, low=1, help="steps from one regularisation to the next")
+    ortho_decoupled: bool = _option(
+        False, kind=bool, help="regulariser applied after the optimizer, not through the gradient"
+    )
     batch_size: int = _option(64, kind=int, low=1, help="samples of a batch")
     epochs: int = _option(10, kind=int, low=1, help="epochs")
     checkpoint_minutes: float = _option(
@@ -221,6 +225,8 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = f"key 'widths' belongs to network 'tower'; for {e.network!r} set width and depth"
     elif e.network == "tower" and (e.width is not None or e.depth is not None):
         problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
+    elif e.ortho_decoupled and e.ortho_strength > 1:
+        problem = f"key 'ortho_strength' is {e.ortho_strength}; decoupled it is stable up to 1"
     elif e.network != "imagenet" and e.patch_bytes is not None:
         problem = "key 'patch_bytes' belongs to network 'imagenet'"
     elif e.network not in ("square", "tower") and e.output_activation != "same":

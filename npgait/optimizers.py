@@ -5,13 +5,15 @@ Each has `step(parameters, gradients)`, `state()` and `load(state)`; a gradient 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from npgait.backend import Array, array_module
+
+IN_CACHE = 1 << 17  # values of each array that are worked on at a time
 
 
 class Optimizer(Protocol):
@@ -125,12 +127,28 @@ class Adam:
         correct1 = 1 - self.beta1**self.t if self.bias_correction else 1.0
         correct2 = 1 - self.beta2**self.t if self.bias_correction else 1.0
         for p, g, m, v in zip(parameters, gradients, self.m, self.v, strict=True):
-            xp = array_module(p)
-            m *= self.beta1
-            m += (1 - self.beta1) * g
-            v *= self.beta2
-            v += (1 - self.beta2) * (g * g)
-            p -= (self.learning_rate / correct1) * m / (xp.sqrt(v / correct2) + self.epsilon)
+            for part in in_cache(p, g, m, v):
+                self._step(*part, self.learning_rate / correct1, correct2)
+
+    def _step(self, p: Array, g: Array, m: Array, v: Array, rate: float, correct2: float) -> None:
+        """One step of a part of a parameter, with one temporary."""
+        xp = array_module(p)
+        # m <- beta1 m + (1 - beta1) g
+        m *= self.beta1
+        t = xp.multiply(g, 1 - self.beta1)
+        m += t
+        # v <- beta2 v + (1 - beta2) g^2
+        v *= self.beta2
+        xp.multiply(g, g, out=t)
+        t *= 1 - self.beta2
+        v += t
+        # p <- p - lr m' / (sqrt(v') + epsilon)
+        xp.multiply(v, 1 / correct2, out=t)
+        xp.sqrt(t, out=t)
+        t += self.epsilon
+        xp.divide(m, t, out=t)
+        t *= rate
+        p -= t
 
     def state(self) -> dict[str, Array]:
         """Return t and both moments."""
@@ -142,6 +160,20 @@ class Adam:
         """Take up t and both moments."""
         self.t = int(state["t"])
         self.m, self.v = _listed(state, "m"), _listed(state, "v")
+
+
+def in_cache(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield the same stretch of each array, short enough that several passes over it stay in the cache.
+
+    On a GPU, and where an array does not lie in one piece, that is all of it.
+    """
+    size = arrays[0].size
+    if array_module(arrays[0]) is not np or not all(a.flags.c_contiguous for a in arrays):
+        yield arrays
+        return
+    flat = [array.reshape(-1) for array in arrays]
+    for i in range(0, size, IN_CACHE):
+        yield tuple(array[i : i + IN_CACHE] for array in flat)
 
 
 def _zeros_like(parameters: Sequence[Array]) -> list[Array]:

@@ -25,22 +25,48 @@ def gram(W: Array) -> Array:
     return W @ W.T
 
 
-def orthonormal_gradient(W: Array, G: Array) -> Array:
-    """Return 4 (W W^T - I) W, the gradient of ||W W^T - I||_F^2 (2023 paper)."""
-    return 4 * (G @ W - W)
+def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
+    """Return 4 strength (W W^T - I) W, the gradient of ||W W^T - I||_F^2 (2023 paper)."""
+    return _minus_diagonal(G, 1, 4 * strength) @ W
 
 
-def orthogonal_gradient(W: Array, G: Array) -> Array:
-    """Return 4 offdiag(W W^T) W, the gradient of the off-diagonal part of ||W W^T||_F^2 (2020)."""
-    return 4 * (G @ W - G.diagonal()[:, None] * W)
+def orthogonal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
+    """Return 4 strength offdiag(W W^T) W, of the off-diagonal part of ||W W^T||_F^2 (2020)."""
+    return _minus_diagonal(G, G.diagonal(), 4 * strength) @ W
 
 
-REGULARISERS = {"orthonormal": orthonormal_gradient, "orthogonal": orthogonal_gradient}
+def conformal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
+    """Return 4 strength (W W^T / c^2 - I) W, c^2 = trace(W W^T) / n: the size is left free.
+
+    The gradient of ||W W^T / c^2 - I||_F^2 with c held, times c^2. With W W^T = c^2 I the inverse is
+    W^T / c^2, so that GAIT-prop differs from backpropagation by one factor a layer.
+    """
+    c2 = scale_of(G)
+    return _minus_diagonal(G, c2, 4 * strength / c2) @ W
 
 
-def residual(G: Array) -> Array:
-    """Return R = I - W W^T (n, n)."""
-    R = -G
+def scale_of(G: Array) -> float:
+    """Return c^2 = trace(W W^T) / n."""
+    return float(G.trace()) / len(G)
+
+
+def _minus_diagonal(G: Array, diagonal: Array | float, factor: float) -> Array:
+    """Return factor (G - diag(diagonal))."""
+    difference = G * G.dtype.type(factor)
+    difference.reshape(-1)[:: len(G) + 1] -= factor * diagonal
+    return difference
+
+
+REGULARISERS = {
+    "orthonormal": orthonormal_gradient,
+    "orthogonal": orthogonal_gradient,
+    "conformal": conformal_gradient,
+}
+
+
+def residual(G: Array, c2: float = 1.0) -> Array:
+    """Return R = I - W W^T / c^2 (n, n)."""
+    R = G * G.dtype.type(-1 / c2)
     R.reshape(-1)[:: len(R) + 1] += 1  # the diagonal
     return R
 
@@ -78,18 +104,20 @@ METHODS = ("auto", "series", "lu")
 class SolveReport:
     """How one product with W^-1 was made."""
 
-    method: str  # "series" or "lu"
-    terms: int  # powers of R that were added; 0 for LU
+    method: str  # "series", "refinement" or "lu"
+    terms: int  # powers of R that were added, or corrections; 0 for LU
     residual: float  # ||z W - d|| / ||d||, measured
 
 
 @dataclass
 class InverseSolver:
-    """The product z = d W^-1, by LU or by a series of matrix products.
+    """The product z = d W^-1, by LU or by matrix products alone.
 
-    Near orthogonality W^-1 = W^T (I + R + R^2 + ...), R = I - W W^T. The series is taken where
-    W W^T is at hand (the regulariser needs it anyway), converges, and needs fewer operations than
-    LU; it ends when what is left is below the tolerance. LU is the reference and the fall-back.
+    Near orthogonality, up to one factor c, W^-1 = W^T / c^2 (I + R + R^2 + ...), R = I - W W^T / c^2,
+    c^2 = trace(W W^T) / n. Where W W^T is at hand (the regulariser needs it anyway) the series is summed
+    term by term; elsewhere z is refined, z <- z + r W^T / c^2 with r = d - z W, which needs no W W^T.
+    Either ends when what is left is below the tolerance. LU is the reference, and what is fallen back to
+    where these do not converge or take more operations.
 
     Parameters
     ----------
@@ -146,9 +174,13 @@ class InverseSolver:
             )
         tolerance = self.tolerance or DEFAULT_TOLERANCE[str(W.dtype)]
         z, method, terms = None, "lu", 0
+        most = self._terms_that_pay(d, n)
         if self.method == "series" or (self.method == "auto" and G is not None):
-            z, terms = _series(d, W, gram(W) if G is None else G, tolerance, self._terms_that_pay(d, n))
+            z, terms = _series(d, W, gram(W) if G is None else G, tolerance, most)
             method = "lu" if z is None else "series"
+        elif self.method == "auto" and most >= 2:
+            z, terms = _refined(d, W, tolerance, most // 2)
+            method = "lu" if z is None else "refinement"
         if z is None:
             z, terms = _lu(d, W, name), 0
         if self.reports is not None:
@@ -158,8 +190,8 @@ class InverseSolver:
     def _terms_that_pay(self, d: Array, n: int) -> int:
         """Return how many terms cost less than LU.
 
-        A term costs 2 B n^2 operations. LU costs 2/3 n^3, at about a third of the speed of a matrix
-        product (so 2 n^3), and B n^2 twice for the two triangular solves.
+        A term costs 2 B n^2 operations (a refinement two such). LU costs 2/3 n^3, at about a third of
+        the speed of a matrix product (so 2 n^3), and B n^2 twice for the two triangular solves.
         """
         if self.method == "series":
             return 1000
@@ -168,15 +200,20 @@ class InverseSolver:
 
 
 def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
-    """Return z = d W^T (I + R + R^2 + ...) and the number of terms; None where LU is better.
+    """Return z = d W^T / c^2 (I + R + R^2 + ...) and the number of terms; None where LU is better.
 
     The terms are multiplied to d one after the other (B n^2 operations each), never to each other.
     Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
     the terms), so the residual is measured before z is trusted.
     """
     xp = array_module(d)
-    R = residual(G)
+    c2 = scale_of(G)
+    if not (c2 > 0 and np.isfinite(c2)):
+        return None, 0
+    R = residual(G, c2)
     term = d @ W[:, : d.shape[-1]].T
+    if c2 != 1:
+        term *= term.dtype.type(1 / c2)
     z = term
     size = last = float(xp.linalg.norm(term))
     limit = tolerance * size
@@ -198,6 +235,48 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
         z = z + term
         before, last = last, float(xp.linalg.norm(term))
     return None, most
+
+
+def _refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
+    """Return z by z <- z + r W^T / c^2, r = d - z W, and the number of corrections; None for LU.
+
+    What is left is measured, not estimated, but for the last correction, whose effect follows from those
+    before it. Eight rows tell first whether it will converge at all.
+    """
+    xp = array_module(d)
+    rows = d.reshape(-1, d.shape[-1])
+    c2 = float(xp.vdot(W, W)) / len(W)
+    if not (c2 > 0 and np.isfinite(c2)):
+        return None, 0
+    some = rows[:: max(1, len(rows) // 8)][:8]
+    if not float(xp.linalg.norm(_left(some, some @ W[:, : some.shape[1]].T, W, c2))) <= 0.3 * float(
+        xp.linalg.norm(some)
+    ):
+        return None, 0
+    r, z = rows, None
+    before = last = float(xp.linalg.norm(rows))
+    limit = tolerance * last
+    for k in range(most + 1):
+        correction = r @ W[:, : r.shape[1]].T
+        correction *= correction.dtype.type(1 / c2)
+        z = correction if z is None else xp.add(z, correction, out=z)
+        if k > 0 and 3 * last * (last / before) <= limit:
+            return z.reshape(*d.shape[:-1], len(W)), k
+        r = _left(r, correction, W, 1.0)
+        before, last = last, float(xp.linalg.norm(r))
+        if last <= limit:
+            return z.reshape(*d.shape[:-1], len(W)), k
+        if not last < 0.5 * before:
+            break
+    return None, most
+
+
+def _left(r: Array, z: Array, W: Array, c2: float) -> Array:
+    """Return r - z W / c^2, r filled up with zeros."""
+    left = z @ W
+    left *= left.dtype.type(-1 / c2)
+    left[:, : r.shape[1]] += r
+    return left
 
 
 def _lu(d: Array, W: Array, name: str) -> Array:

@@ -84,6 +84,8 @@ def build_session(
         experiment.regulariser,
         experiment.ortho_strength,
         experiment.reduction,
+        experiment.ortho_every,
+        experiment.ortho_decoupled,
     )
     return Session(experiment, network, recipe, streams)
 

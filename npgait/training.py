@@ -40,11 +40,16 @@ class Recipe:
     loss : callable
         (y, labels) -> loss (B,), error (B, n); see `losses`.
     optimizer : Optimizer
-    regulariser : {"orthonormal", "orthogonal"}
+    regulariser : {"orthonormal", "orthogonal", "conformal"}
     ortho_strength : float
         lambda; 0 for none. Applied to every layer whose W is square.
     reduction : {"sum", "mean"}
         Whether updates are summed over the batch (2023) or averaged (2020).
+    ortho_every : int
+        The regulariser is applied at every so many steps.
+    decoupled : bool
+        Whether it changes the weights after the optimizer, W <- W - lambda (W W^T - I) W, as weight
+        decay is decoupled in AdamW, and not through the gradient (published).
     """
 
     rule: Rule
@@ -53,6 +58,8 @@ class Recipe:
     regulariser: str = "orthonormal"
     ortho_strength: float = 0.0
     reduction: str = "sum"
+    ortho_every: int = 1
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         if self.regulariser not in REGULARISERS:
@@ -62,6 +69,12 @@ class Recipe:
             raise ValueError(f"reduction {self.reduction!r} is unknown; use sum or mean")
         if not (self.ortho_strength >= 0 and np.isfinite(self.ortho_strength)):
             raise ValueError(f"ortho_strength is {self.ortho_strength}; expected 0 or more")
+        if self.ortho_every < 1:
+            raise ValueError(f"ortho_every is {self.ortho_every}; expected at least 1")
+        if self.decoupled and self.ortho_strength > 1:
+            raise ValueError(
+                f"ortho_strength is {self.ortho_strength}; a decoupled regulariser is stable up to 1"
+            )
 
 
 @dataclass
@@ -175,13 +188,20 @@ def train_step(
             f"the loss is not finite at step {step}; the first layer with values that are not is "
             f"{where}. Lower the learning rate, or raise ortho_strength"
         )
-    regularised = [recipe.ortho_strength > 0 and layer.is_square for layer in layers]
-    grams = [gram(layer.W) if on else None for layer, on in zip(layers, regularised, strict=True)]
+    due = recipe.ortho_strength > 0 and step % recipe.ortho_every == 0
+    through_gradient = due and not recipe.decoupled
+    grams = [gram(layer.W) if through_gradient and layer.is_square else None for layer in layers]
     updates = rule(layers, records, error, grams)
     if on_measure is not None:
         on_measure(measure(layers, records, error, updates, rule, grams))
     gradients = _gradients(network, recipe, updates, grams, len(x))
     recipe.optimizer.step(network.parameters(), gradients)
+    if due and recipe.decoupled:
+        for layer in layers:
+            if layer.is_square:
+                layer.W -= REGULARISERS[recipe.regulariser](
+                    layer.W, gram(layer.W), recipe.ortho_strength / 4
+                )
     return loss, y
 
 
@@ -201,7 +221,7 @@ def _gradients(
             dW *= share
             db *= share
         if G is not None:
-            dW += recipe.ortho_strength * regulariser(layer.W, G)
+            dW += regulariser(layer.W, G, recipe.ortho_strength)
         gradients += [dW, db]
     return gradients
 

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from npgait.backend import to_host
 from npgait.initialisation import glorot_normal, orthogonal
 from npgait.orthogonality import (
+    DEFAULT_TOLERANCE,
     InverseSolver,
     SingularWeightsError,
+    conformal_gradient,
     gram,
     orthogonal_gradient,
     orthonormal_gradient,
     residual,
+    scale_of,
     spectral_norm,
 )
 from tests.support import relative
@@ -74,10 +77,42 @@ def test_regulariser_gradient_is_the_numerical_derivative_of_its_penalty(gradien
         assert got[index] == pytest.approx(numerical, rel=1e-6, abs=1e-6)
 
 
-def test_orthogonal_weights_are_left_alone_by_both_regularisers(rng):
+def test_conformal_gradient_is_that_of_its_penalty_with_the_size_held(rng):
+    W = rng.standard_normal((5, 5))
+    c2 = scale_of(gram(W))
+    got, h = conformal_gradient(W, gram(W)), 1e-5
+    for index in np.ndindex(W.shape):
+        step = np.zeros_like(W)
+        step[index] = h
+        above, below = (((gram(w) / c2 - np.eye(5)) ** 2).sum() for w in (W + step, W - step))
+        assert got[index] == pytest.approx(c2 * (above - below) / (2 * h), rel=1e-6, abs=1e-6)
+
+
+def test_orthogonal_weights_are_left_alone_by_every_regulariser(rng):
     W = orthogonal(rng, 20, 20)
     assert np.abs(orthonormal_gradient(W, gram(W))).max() < 1e-13
     assert np.abs(orthogonal_gradient(3 * W, gram(3 * W))).max() < 1e-12
+    assert np.abs(conformal_gradient(3 * W, gram(3 * W))).max() < 1e-12
+
+
+@pytest.mark.parametrize("gradient", [orthonormal_gradient, orthogonal_gradient, conformal_gradient])
+def test_strength_multiplies_a_regulariser_and_leaves_the_gram_matrix_as_it_was(gradient, dtype, rng):
+    W = rng.standard_normal((7, 7)).astype(dtype)
+    G = gram(W)
+    before = G.copy()
+    once, thrice = gradient(W, G), gradient(W, G, 3.0)
+    assert thrice.dtype == dtype
+    assert relative(thrice, 3 * once.astype(np.float64)) < 20 * np.finfo(dtype).eps
+    np.testing.assert_array_equal(G, before)
+
+
+def test_the_conformal_regulariser_holds_the_shape_and_leaves_the_size(rng):
+    W = 3 * near_orthogonal(rng, 30, 0.1)
+    size = scale_of(gram(W))
+    for _ in range(60):
+        W -= conformal_gradient(W, gram(W), 0.25 / 4)
+    assert scale_of(gram(W)) == pytest.approx(size, rel=0.05)
+    assert spectral_norm(residual(gram(W), scale_of(gram(W)))) < 1e-6
 
 
 @pytest.mark.parametrize("n", [3, 64, 300])
@@ -148,10 +183,36 @@ def test_lu_takes_over_where_the_series_diverges_or_does_not_pay(away, batch, rn
     assert reports[0].residual < 1e-10
 
 
-def test_without_the_gram_matrix_lu_is_taken(rng):
+def test_without_the_gram_matrix_near_orthogonal_weights_are_refined(dtype, device, rng):
+    W = near_orthogonal(rng, 200, 0.02, dtype) * dtype.type(3.7)  # up to any factor
+    for u in (200, 7):
+        d = rng.standard_normal((2, 3, u)).astype(dtype)
+        reports = []
+        W_, d_ = device.xp.asarray(W), device.xp.asarray(d)
+        z = InverseSolver(reports=reports)(d_, W_)
+        padded = np.zeros((6, 200))
+        padded[:, :u] = d.reshape(6, u)
+        expected = np.linalg.solve(W.T.astype(np.float64), padded.T).T.reshape(2, 3, 200)
+        assert reports[0].method == "refinement"
+        assert relative(to_host(z), expected) < 2 * DEFAULT_TOLERANCE[str(dtype)]
+
+
+@pytest.mark.parametrize(("away", "batch"), [(0.6, 4), (3.0, 4), (0.1, 1000)])
+def test_without_the_gram_matrix_lu_is_taken_where_refinement_does_not_pay(away, batch, rng):
     reports = []
-    InverseSolver(reports=reports)(np.ones((1, 8)), orthogonal(rng, 8, 8))
+    W, d = near_orthogonal(rng, 50, away), rng.standard_normal((batch, 50))
+    z = InverseSolver(reports=reports)(d, W)
     assert reports[0].method == "lu"
+    assert relative(z @ W, d) < 1e-10
+
+
+def test_the_series_knows_the_size_of_the_weights(rng):
+    reports = []
+    W = 0.3 * near_orthogonal(rng, 100, 0.02)
+    d = rng.standard_normal((5, 100))
+    z = InverseSolver(reports=reports)(d, W, gram(W))
+    assert reports[0].method == "series"
+    assert relative(z @ W, d) < 1e-11
 
 
 def test_zero_errors_stay_zero(dtype, device, rng):

@@ -78,6 +78,47 @@ def test_the_regulariser_keeps_weights_near_orthogonality(rng):
     assert distances[1] < 0.25 < distances[0]
 
 
+def test_a_regulariser_every_third_step_acts_on_every_third_step(rng):
+    network = dense_network(rng, away=0.1)
+    plain = copy.deepcopy(network)
+    x, labels = batch(rng, network, 8)
+    every = Recipe(bind("gait"), squared_error, SGD(0.01), ortho_strength=0.5, ortho_every=3)
+    always = Recipe(bind("gait"), squared_error, SGD(0.01), ortho_strength=0.5)
+    never = Recipe(bind("gait"), squared_error, SGD(0.01))
+    for step in range(1, 8):
+        train_step(network, every, x, labels, step=step)
+        train_step(plain, always if step % 3 == 0 else never, x, labels, step=step)
+        for got, expected in zip(network.parameters(), plain.parameters(), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_decoupled_regulariser_acts_after_the_optimizer_and_past_it(rng):
+    network = dense_network(rng, away=0.1)
+    plain = copy.deepcopy(network)
+    x, labels = batch(rng, network, 8)
+    recipe = Recipe(bind("gait"), squared_error, Adam(0.01), ortho_strength=0.25, decoupled=True)
+    train_step(network, recipe, x, labels)
+    train_step(plain, Recipe(bind("gait"), squared_error, Adam(0.01)), x, labels)
+    for layer, other in zip(network.layers, plain.layers, strict=True):
+        W = other.W
+        if layer.is_square:
+            W = W - 0.25 * (W @ W.T - np.eye(len(W))) @ W
+        assert relative(layer.W, W) < 1e-9
+
+
+def test_a_decoupled_regulariser_keeps_weights_near_orthogonality_whatever_the_rate(rng):
+    x, labels = clusters(rng)
+    for rate in (1e-3, 1e-2):
+        network = models.square(12, 3, depth=2)
+        data, streams = array_data(x, labels), random_streams(0)
+        recipe = Recipe(
+            bind("gait"), softmax_cross_entropy, Adam(rate), ortho_strength=0.5, decoupled=True
+        )
+        list(train(network, recipe, data, epochs=10, batch_size=20, streams=streams))
+        W = network.layers[1].W
+        assert np.linalg.norm(np.eye(12) - W @ W.T, 2) < 0.05
+
+
 def setup(rule="gait", dtype="float32", seed=0, **options):
     rng = np.random.default_rng(5)
     x, labels = clusters(rng, 70)
@@ -251,6 +292,10 @@ def test_recipes_out_of_range_are_refused():
     for options in ({"regulariser": "l2"}, {"reduction": "max"}):
         with pytest.raises(ValueError, match=next(iter(options.values()))):
             Recipe(bind("bp"), squared_error, SGD(0.1), **options)
+    with pytest.raises(ValueError, match="ortho_every is 0"):
+        Recipe(bind("bp"), squared_error, SGD(0.1), ortho_every=0)
+    with pytest.raises(ValueError, match="stable up to 1"):
+        Recipe(bind("bp"), squared_error, SGD(0.1), ortho_strength=100, decoupled=True)
 
 
 class Exported:

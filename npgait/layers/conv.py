@@ -9,17 +9,22 @@ Patches are made in slices of the batch, so that memory stays bounded whatever t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.layers.dense import with_auxiliary
 from npgait.layers.patches import Window, add_patches, count_patches, cut_patches
 from npgait.orthogonality import InverseSolver
+from npgait.parallel import over_slices, scratch
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
+CACHE_BYTES = 4 << 20
 
 
 @dataclass(eq=False)
@@ -112,11 +117,16 @@ class Conv2D:
         """
         u = self.W.shape[1] if auxiliary else self.used
         a = array_module(x).empty((len(x), *self.window.positions, u), dtype=x.dtype)
-        for part in self._slices(x):
-            x_p = cut_patches(x[part], self.window)
-            a[part] = (x_p @ self.W[:, :u]).reshape(a[part].shape)
-        a += self.b[:u]
-        y = self.f(a)
+        y = array_module(x).empty_like(a)
+
+        def forward(part: slice) -> None:
+            x_p = self._patches(x[part])
+            a_p = a[part].reshape(-1, u)
+            array_module(x).matmul(x_p, self.W[:, :u], out=a_p)
+            a_p += self.b[:u]
+            y[part] = self.f(a[part])
+
+        over_slices(forward, self._slices(x), x)
         return a, y
 
     def inverse(self, y: Array, x: Array) -> Array:
@@ -211,12 +221,16 @@ class Conv2D:
         db : array (c_out,)
         """
         u = self.used
-        delta = self.f.derivative(a[..., :u]) * error
-        dW = array_module(x).zeros((len(self.W), u), dtype=x.dtype)
-        for part in self._slices(x):
-            x_p = cut_patches(x[part], self.window)
-            dW += x_p.T @ delta[part].reshape(-1, u)
-        db = delta.sum(axis=(0, 1, 2))
+
+        def local_update(part: slice) -> tuple[Array, Array]:
+            x_p = self._patches(x[part])
+            delta = self.f.derivative(a[part][..., :u])
+            delta *= error[part]
+            delta_p = delta.reshape(-1, u)
+            return x_p.T @ delta_p, delta_p.sum(axis=0)
+
+        parts = over_slices(local_update, self._slices(x), x)
+        dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
         return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
 
@@ -225,15 +239,28 @@ class Conv2D:
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
         x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
-        for part in self._slices(d):
-            patches = d[part].reshape(-1, d.shape[-1]) @ M
+
+        def spread(part: slice) -> None:
+            d_p = d[part].reshape(-1, d.shape[-1])
+            memory = scratch(len(d_p) * M.shape[1], d.dtype, d).reshape(-1, M.shape[1])
+            patches = array_module(d).matmul(d_p, M, out=memory)
             x[part] = add_patches(patches, self.window)
+
+        over_slices(spread, self._slices(d), d)
         return x
 
-    def _slices(self, batch: Array) -> Iterator[slice]:
-        """Yield slices of the batch whose patches fit `patch_bytes`."""
+    def _patches(self, x: Array) -> Array:
+        """Return the patches of a slice, in memory that the next slice takes again."""
+        rows, columns = self.window.positions
+        memory = scratch(len(x) * rows * columns * self.window.patch_size, x.dtype, x)
+        return cut_patches(x, self.window, memory)
+
+    def _slices(self, batch: Array) -> list[slice]:
+        """Return slices of the batch whose patches fit `patch_bytes`; on the CPU, a cache too."""
         rows, columns = self.window.positions
         sample_bytes = rows * columns * self.window.patch_size * batch.dtype.itemsize
-        size = max(1, self.patch_bytes // sample_bytes)
-        for first in range(0, len(batch), size):
-            yield slice(first, first + size)
+        on_cpu = array_module(batch) is np
+        size = max(1, min(self.patch_bytes, CACHE_BYTES if on_cpu else self.patch_bytes) // sample_bytes)
+        if on_cpu:  # enough of them to share out
+            size = min(size, -(-len(batch) // 8))
+        return [slice(first, first + size) for first in range(0, len(batch), size)]

@@ -105,7 +105,8 @@ class Dense:
         a, y : array (B, used), or (B, n_out) with `auxiliary`
         """
         u = self.n_out if auxiliary else self.used
-        a = self._flat(x) @ self.W[:, :u] + self.b[:u]
+        a = self._flat(x) @ self.W[:, :u]
+        a += self.b[:u]
         y = self.f(a)
         return a, y
 
@@ -196,7 +197,8 @@ class Dense:
         db : array (n_out,)
         """
         u = self.used
-        delta = self.f.derivative(a[:, :u]) * error
+        delta = self.f.derivative(a[:, :u])
+        delta *= error
         dW = self._flat(x).T @ delta
         db = delta.sum(axis=0)
         return with_auxiliary(dW, self.n_out), with_auxiliary(db, self.n_out)

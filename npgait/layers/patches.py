@@ -82,29 +82,46 @@ class Window:
         return total // 2, total - total // 2
 
 
-def cut_patches(x: Array, window: Window) -> Array:
+def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     """Return the patches of images, one a row, in the order of sample, row and column.
 
     Parameters
     ----------
     x : array (B, H, W, C)
     window : Window
+    out : array, optional
+        Memory for them, at least as many values.
 
     Returns
     -------
     array (B*H'*W', k*k*C), in (row, column, channel) order
     """
     xp = array_module(x)
-    padded = xp.pad(x, ((0, 0), *window.pads, (0, 0)))
     rows, columns = window.positions
     k, s = window.kernel, window.stride
+    padded = _padded(x, window)
     b, h, w, c = padded.strides
     view = xp.lib.stride_tricks.as_strided(
         padded,
         shape=(len(x), rows, columns, k, k, window.channels),
         strides=(b, s * h, s * w, h, w, c),
     )
-    return view.reshape(-1, window.patch_size)
+    if out is None:
+        return view.reshape(-1, window.patch_size)
+    patches = out.reshape(-1)[: view.size].reshape(view.shape)
+    patches[...] = view
+    return patches.reshape(-1, window.patch_size)
+
+
+def _padded(x: Array, window: Window) -> Array:
+    """Return images with their padding of zeros."""
+    (top, bottom), (left, right) = window.pads
+    if not (top or bottom or left or right):
+        return x
+    b, height, width, c = x.shape
+    padded = array_module(x).zeros((b, height + top + bottom, width + left + right, c), x.dtype)
+    padded[:, top : top + height, left : left + width] = x
+    return padded
 
 
 def add_patches(patches: Array, window: Window) -> Array:
@@ -123,14 +140,22 @@ def add_patches(patches: Array, window: Window) -> Array:
     rows, columns = window.positions
     k, s, c = window.kernel, window.stride, window.channels
     (top, bottom), (left, right) = window.pads
-    parts = patches.reshape(-1, rows, columns, k, k, c)
+    parts = patches.reshape(-1, rows, columns, k, k * c)
     # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
     height = max(window.height + top + bottom, (rows - 1) * s + k)
     width = max(window.width + left + right, (columns - 1) * s + k)
     padded = xp.zeros((len(parts), height, width, c), dtype=patches.dtype)
+    # A row of a patch, k*C values, lies in one piece; every so many columns such rows do not overlap.
+    apart = -(-k // s)
+    b, h, w, item = padded.strides
     for i in range(k):
-        for j in range(k):
-            padded[:, i : i + s * rows : s, j : j + s * columns : s] += parts[:, :, :, i, j]
+        for first in range(min(apart, columns)):
+            pixels = xp.lib.stride_tricks.as_strided(
+                padded[:, i:, first * s :],
+                shape=(len(parts), rows, -(-(columns - first) // apart), k * c),
+                strides=(b, s * h, apart * s * w, item),
+            )
+            pixels += parts[:, :, first::apart, i]
     return padded[:, top : top + window.height, left : left + window.width]
 
 

@@ -1,0 +1,49 @@
+"""Slices of a batch in threads: the same results, in order, and no memory shared between threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from npgait.parallel import over_slices, scratch
+
+SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_results_come_in_the_order_of_the_slices_whatever_the_threads(threads):
+    x = np.arange(30)
+    with threadpool_limits(threads, user_api="blas"):
+        parts = over_slices(lambda part: x[part].sum(), SLICES, x)
+    assert parts == [x[part].sum() for part in SLICES]
+
+
+def test_blas_has_its_threads_back_when_slices_fail():
+    def fail(part):
+        raise ZeroDivisionError
+
+    before = [library["num_threads"] for library in threadpool_info()]
+    with pytest.raises(ZeroDivisionError):
+        over_slices(fail, SLICES, np.zeros(30))
+    assert [library["num_threads"] for library in threadpool_info()] == before
+
+
+def test_a_limit_that_a_user_sets_is_kept():
+    names = set()
+    with threadpool_limits(1, user_api="blas"):
+        over_slices(lambda part: names.add(threading.current_thread().name), SLICES, np.zeros(30))
+    assert names == {threading.current_thread().name}
+
+
+def test_scratch_memory_is_the_threads_own_and_as_large_as_asked():
+    first = scratch(100, np.dtype(np.float32), np.zeros(1))
+    assert (first.size, first.dtype) == (100, np.float32)
+    assert scratch(10, np.dtype(np.float64), np.zeros(1)).size == 10
+    others = []
+    thread = threading.Thread(target=lambda: others.append(scratch(100, first.dtype, first)))
+    thread.start()
+    thread.join()
+    assert not np.shares_memory(first, others[0])
