@@ -12,7 +12,7 @@ from tqdm import tqdm
 from npgait.backend import Device
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
-from npgait.cli.threads import blas_threads
+from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import Experiment
 from npgait.data import Source
 from npgait.loaders import RESIZED, Dataset, StoredDataset
@@ -49,6 +49,7 @@ def execute(
     plots : bool
         Whether plots are drawn.
     """
+    keep_memory()
     for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
         stale.unlink(missing_ok=True)
     with stop_on_signals() as stop:
@@ -74,7 +75,7 @@ def _open(
     folder: Path, experiment: Experiment, dataset: AnyDataset, digest: str, device: Device
 ) -> Session:
     """Return the session of an experiment, from its checkpoint if it has one."""
-    session = build_session(experiment, _shape_in(dataset, experiment), len(dataset.classes), device)
+    session = build_session(experiment, shape_in(dataset, experiment), len(dataset.classes), device)
     if (folder / CHECKPOINT).exists():
         restore_session(folder / CHECKPOINT, session, digest)
     return session
@@ -94,7 +95,7 @@ def _batches(dataset: AnyDataset, session: Session) -> tuple[Source, Source | No
     )
 
 
-def _shape_in(dataset: AnyDataset, experiment: Experiment) -> tuple[int, int, int]:
+def shape_in(dataset: AnyDataset, experiment: Experiment) -> tuple[int, int, int]:
     """Return (H, W, C) that the network sees: of imagenet what `image_size` says, else as stored."""
     height, width, channels = dataset.image_shape
     if isinstance(dataset, StoredDataset) and experiment.data in RESIZED:

@@ -9,13 +9,14 @@ import click
 from npgait import __version__
 from npgait.backend import DeviceError
 from npgait.checkpoint import CheckpointError
+from npgait.cli.bench import bench
 from npgait.cli.data import data
 from npgait.cli.presets import presets
 from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
+from npgait.inverse import SingularWeightsError
 from npgait.loaders import DataError
-from npgait.orthogonality import SingularWeightsError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
@@ -63,7 +64,7 @@ def cli() -> None:
     """
 
 
-for command in (run, resume, presets, data):
+for command in (run, resume, presets, data, bench):
     cli.add_command(command)
 
 

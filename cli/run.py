@@ -13,8 +13,8 @@ import click
 
 from npgait.backend import Device, select_device
 from npgait.cli.execute import execute
-from npgait.cli.options import data_option, device_option, loader, plots_option, quiet_option
-from npgait.config import ConfigError, Experiment
+from npgait.cli.options import data_option, device_option, loader, plots_option, quiet_option, selected
+from npgait.config import Experiment
 from npgait.experiments import find_experiments, parse_override, to_toml
 from npgait.files import write_text
 from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
@@ -57,7 +57,7 @@ def run(
     npgait run my.toml --device gpu
     """  # noqa: D301 - click wants the control character
     experiments = find_experiments(preset, dict(map(parse_override, overrides)))
-    experiments = _selected(experiments, only)
+    experiments = selected(experiments, only)
     chosen = select_device(device)
     load = loader(data_dir)
     for experiment in experiments:
@@ -65,14 +65,6 @@ def run(
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)
-
-
-def _selected(experiments: list[Experiment], only: Sequence[str]) -> list[Experiment]:
-    names = [experiment.name for experiment in experiments]
-    for name in only:
-        if name not in names:
-            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
-    return [e for e in experiments if not only or e.name in only]
 
 
 def _make_folder(out: Path | None, preset: str) -> Path:

@@ -9,6 +9,12 @@ Five lines train a network:
     classes = network.predict(x)
 """
 
+import os
+
+# Before NumPy is loaded: threads of OpenBLAS that have nothing to do shall sleep after 2^15 cycles, not
+# after 2^26. They would take a core from whatever comes between two products. A user's own setting wins.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "15")
+
 from npgait import layers, losses, metrics, models, optimizers, rules
 from npgait.backend import select_device
 from npgait.fitting import fit

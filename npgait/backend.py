@@ -174,3 +174,14 @@ def _from_dlpack(x: Any) -> Array:
 def to_host(x: Array) -> np.ndarray:
     """Return `x` as a NumPy array, copied from the device if it lives there."""
     return x.get() if array_module(x) is not np else np.asarray(x)
+
+
+def synchronise(device: Device) -> None:
+    """Wait until the device has done all it was asked to; at once on the CPU."""
+    if device.is_gpu:
+        device.xp.cuda.get_current_stream().synchronize()
+
+
+def peak_memory(device: Device) -> int:
+    """Return the most bytes that CuPy's memory pool has held on a GPU."""
+    return int(device.xp.get_default_memory_pool().total_bytes())

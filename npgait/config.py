@@ -15,9 +15,10 @@ from typing import Any
 from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
 from npgait.initialisation import INITIALISATIONS
+from npgait.inverse import DEFAULT_TOLERANCE, METHODS
 from npgait.losses import LOSSES
 from npgait.models import MODELS
-from npgait.orthogonality import DEFAULT_TOLERANCE, METHODS, REGULARISERS
+from npgait.orthogonality import REGULARISERS
 from npgait.rules import NAMES, TARGETS, default_gamma
 from npgait.training import REDUCTIONS
 
@@ -79,6 +80,9 @@ class Experiment:
     )
     auxiliary: bool | None = _option(
         None, kind=bool, help="square layers with auxiliary units (default: where the rule inverts)"
+    )
+    implicit_auxiliary: bool = _option(
+        False, kind=bool, help="auxiliary units not stored: an orthonormal completion of the others"
     )
     slope: float = _option(0.1, kind=float, above=0, help="of the leaky ReLU; 1 is linear")
     output_activation: str = _option(
@@ -142,10 +146,10 @@ def make_experiment(values: Mapping[str, Any], where: str) -> Experiment:
     checked = {key: _checked(key, value, where) for key, value in values.items()}
     experiment = Experiment(**checked)
     _check_together(experiment, where)
-    return _resolved(experiment)
+    return resolved(experiment)
 
 
-def _resolved(e: Experiment) -> Experiment:
+def resolved(e: Experiment) -> Experiment:
     """Return the experiment with the values that follow from other keys written out.
 
     What stays None has no meaning for its rule or network, or follows from the data (the width of
@@ -221,6 +225,8 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = f"key 'gamma' is {e.gamma}; expected a number above 0 and up to 1"
     elif e.rule in INVERTING and e.auxiliary is False:
         problem = f"key 'auxiliary' is false; rule {e.rule!r} inverts layers and needs it true"
+    elif e.implicit_auxiliary and e.rule in INVERTING and e.targets == "absolute":
+        problem = "key 'implicit_auxiliary' is true, and absolute targets need stored auxiliary units"
     elif e.network != "tower" and e.widths is not None:
         problem = f"key 'widths' belongs to network 'tower'; for {e.network!r} set width and depth"
     elif e.network == "tower" and (e.width is not None or e.depth is not None):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgait.backend import Array, array_module, to_host
+from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
-from npgait.orthogonality import InverseSolver, gram, residual, spectral_norm
+from npgait.orthogonality import gram, residual, spectral_norm
 from npgait.rules import Rule, bp
 
 
@@ -167,7 +168,7 @@ def _mean_ratio(numerator: Array | float, denominator: Array | float) -> float |
 
 
 def _orthogonality(layer: Layer, G: Array | None) -> float | None:
-    if not layer.is_square:
+    if not layer.has_inverse:
         return None
     return spectral_norm(residual(gram(layer.W) if G is None else G))
 

@@ -28,7 +28,7 @@ def square(
     depth: int = 4,
     f: Activation | None = None,
     f_output: Activation | None = None,
-    auxiliary: bool = True,
+    auxiliary: bool | str = True,
     initialisation: str = "orthogonal",
     seed: int | np.random.Generator = 0,
     dtype: str | np.dtype = "float32",
@@ -48,8 +48,8 @@ def square(
         Of the hidden layers; leaky ReLU of slope 0.1 by default.
     f_output : Activation
         Of the output layer. Default: `f`, as in the 2020 code.
-    auxiliary : bool
-        Whether the output layer is made square by auxiliary units.
+    auxiliary : bool or "implicit"
+        Whether the output layer is made square by auxiliary units, stored or implicit; see `Dense`.
     initialisation : {"orthogonal", "glorot_normal"}
     seed : int or numpy.random.Generator
     dtype : {"float32", "float64"}
@@ -66,7 +66,7 @@ def square(
     shapes = [(n_in, width, width), *[(width, width, width)] * (depth - 1)]
     shapes.append(_output_shape(width, n_classes, auxiliary))
     activations = [f] * depth + [f_output or f]
-    return _stack(shapes, activations, initialisation, seed, dtype, device)
+    return _stack(shapes, activations, auxiliary, initialisation, seed, dtype, device)
 
 
 def tower(
@@ -76,7 +76,7 @@ def tower(
     widths: Sequence[int] = (500, 200),
     f: Activation | None = None,
     f_output: Activation | None = None,
-    auxiliary: bool = True,
+    auxiliary: bool | str = True,
     initialisation: str = "orthogonal",
     seed: int | np.random.Generator = 0,
     dtype: str | np.dtype = "float32",
@@ -99,9 +99,10 @@ def tower(
     if any(above > below for below, above in pairwise(sizes)):
         raise ValueError(f"a tower of sizes {sizes} grows; each layer uses units of the one below")
     used = [*sizes[1:], n_classes]
-    shapes = [(n, n if auxiliary else u, u) for n, u in zip(sizes, used, strict=True)]
+    stored = auxiliary is True
+    shapes = [(n, n if stored else u, u) for n, u in zip(sizes, used, strict=True)]
     activations = [f] * (len(shapes) - 1) + [f_output or f]
-    return _stack(shapes, activations, initialisation, seed, dtype, device)
+    return _stack(shapes, activations, auxiliary, initialisation, seed, dtype, device)
 
 
 def cifar10(
@@ -111,7 +112,7 @@ def cifar10(
     width: int = 1024,
     depth: int = 6,
     f: Activation | None = None,
-    auxiliary: bool = True,
+    auxiliary: bool | str = True,
     initialisation: str = "orthogonal",
     seed: int | np.random.Generator = 0,
     dtype: str | np.dtype = "float32",
@@ -155,7 +156,7 @@ def imagenet(
     n_classes: int = 1000,
     *,
     f: Activation | None = None,
-    auxiliary: bool = True,
+    auxiliary: bool | str = True,
     patch_bytes: int = PATCH_BYTES,
     initialisation: str = "orthogonal",
     seed: int | np.random.Generator = 0,
@@ -184,31 +185,43 @@ def imagenet(
     f = f or LeakyReLU()
     rng = np.random.default_rng(seed)
     layers: list[Layer] = []
+    implicit = _is_implicit(auxiliary)
     height, width, channels = shape_in
     for number, (kernel, stride, used) in enumerate(IMAGENET, 1):
         window = Window(height, width, channels, kernel, stride, "SAME")
-        c_out = window.patch_size if auxiliary and number > 1 else used
+        c_out = window.patch_size if auxiliary is True and number > 1 else used
         W, b = _weights(rng, initialisation, window.patch_size, c_out, dtype, device)
-        layers.append(Conv2D(W, b, window, used, f, f"conv{number}", patch_bytes))
+        name, completed = f"conv{number}", implicit and number > 1
+        layers.append(Conv2D(W, b, window, used, f, name, patch_bytes, completed))
         height, width, channels = layers[-1].shape_out
     n_in, n_out, used = _output_shape(height * width * channels, n_classes, auxiliary)
     W, b = _weights(rng, initialisation, n_in, n_out, dtype, device)
-    layers.append(Dense(W, b, used, Linear(), "output", (height, width, channels)))
+    layers.append(Dense(W, b, used, Linear(), "output", (height, width, channels), implicit))
     return Network(layers)
 
 
-def _output_shape(n_in: int, n_classes: int, auxiliary: bool) -> tuple[int, int, int]:
+def _is_implicit(auxiliary: bool | str) -> bool:
+    """Return whether auxiliary units are there and not stored."""
+    if isinstance(auxiliary, bool):
+        return False
+    if auxiliary != "implicit":
+        raise ValueError(f"auxiliary is {auxiliary!r}; expected True, False or 'implicit'")
+    return True
+
+
+def _output_shape(n_in: int, n_classes: int, auxiliary: bool | str) -> tuple[int, int, int]:
     if auxiliary and n_classes > n_in:
         raise ValueError(
             f"output: {n_classes} classes do not fit a square layer of {n_in} units; widen the network "
             "or its images, or use auxiliary=False with a rule that inverts nothing (bp, fa, dfa)"
         )
-    return n_in, n_in if auxiliary else n_classes, n_classes
+    return n_in, n_in if auxiliary is True else n_classes, n_classes
 
 
 def _stack(
     shapes: Sequence[tuple[int, int, int]],
     activations: Sequence[Activation],
+    auxiliary: bool | str,
     initialisation: str,
     seed: int | np.random.Generator,
     dtype: str | np.dtype,
@@ -217,10 +230,11 @@ def _stack(
     """Return a network of dense layers of the given (n_in, n_out, used)."""
     rng = np.random.default_rng(seed)
     layers: list[Layer] = []
+    implicit = _is_implicit(auxiliary)
     for number, ((n_in, n_out, used), f) in enumerate(zip(shapes, activations, strict=True), 1):
         W, b = _weights(rng, initialisation, n_in, n_out, dtype, device)
         name = "output" if number == len(shapes) else f"hidden{number}"
-        layers.append(Dense(W, b, used, f, name))
+        layers.append(Dense(W, b, used, f, name, implicit=implicit and number > 1))
     return Network(layers)
 
 

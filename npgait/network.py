@@ -12,7 +12,7 @@ import numpy as np
 
 from npgait.activations import Activation
 from npgait.backend import Array, Device, array_module, as_array, device_of, to_host
-from npgait.orthogonality import InverseSolver
+from npgait.inverse import InverseSolver
 
 
 class Layer(Protocol):
@@ -37,8 +37,8 @@ class Layer(Protocol):
         """Units of one output, auxiliary units included."""
 
     @property
-    def is_square(self) -> bool:
-        """Whether W is square."""
+    def has_inverse(self) -> bool:
+        """Whether W has an inverse: it is square, or implicit auxiliary units make it so."""
 
     def forward(self, x: Array, *, auxiliary: bool = False) -> tuple[Array, Array]:
         """Return a and y = f(a)."""

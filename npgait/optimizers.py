@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from npgait.backend import Array, array_module
+from npgait.parallel import in_threads
 
-IN_CACHE = 1 << 17  # values of each array that are worked on at a time
+IN_CACHE = 1 << 18  # values of each array that are worked on at a time
 
 
 class Optimizer(Protocol):
@@ -126,11 +127,17 @@ class Adam:
         self.t += 1
         correct1 = 1 - self.beta1**self.t if self.bias_correction else 1.0
         correct2 = 1 - self.beta2**self.t if self.bias_correction else 1.0
-        for p, g, m, v in zip(parameters, gradients, self.m, self.v, strict=True):
-            for part in in_cache(p, g, m, v):
-                self._step(*part, self.learning_rate / correct1, correct2)
+        # As the paper advises (end of section 2): the corrections move into the rate and epsilon.
+        rate = self.learning_rate * correct2**0.5 / correct1
+        epsilon = self.epsilon * correct2**0.5
+        parts = [
+            part
+            for arrays in zip(parameters, gradients, self.m, self.v, strict=True)
+            for part in in_cache(*arrays)
+        ]
+        in_threads(lambda part: self._step(*part, rate, epsilon), parts, parameters[0])
 
-    def _step(self, p: Array, g: Array, m: Array, v: Array, rate: float, correct2: float) -> None:
+    def _step(self, p: Array, g: Array, m: Array, v: Array, rate: float, epsilon: float) -> None:
         """One step of a part of a parameter, with one temporary."""
         xp = array_module(p)
         # m <- beta1 m + (1 - beta1) g
@@ -142,10 +149,9 @@ class Adam:
         xp.multiply(g, g, out=t)
         t *= 1 - self.beta2
         v += t
-        # p <- p - lr m' / (sqrt(v') + epsilon)
-        xp.multiply(v, 1 / correct2, out=t)
-        xp.sqrt(t, out=t)
-        t += self.epsilon
+        # p <- p - rate m / (sqrt(v) + epsilon)
+        xp.sqrt(v, out=t)
+        t += epsilon
         xp.divide(m, t, out=t)
         t *= rate
         p -= t

@@ -1,4 +1,4 @@
-"""Slices of a batch in threads, on the CPU: patches are copies, and BLAS does not share copying out."""
+"""Work in threads, on the CPU, where BLAS shares it out badly: copies, and symmetric products."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ import numpy as np
 
 from npgait.backend import Array, array_module
 
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-def over_slices(work: Callable[[slice], Result], slices: Sequence[slice], x: Array) -> list[Result]:
-    """Return `work(part)` for each slice, in order.
+def in_threads(
+    work: Callable[[Part], Result],
+    parts: Sequence[Part],
+    x: Array,
+    sizes: Sequence[float] | None = None,
+) -> list[Result]:
+    """Return `work(part)` for each part, in order.
 
-    Where `x` is NumPy's, slices are worked on in as many threads as BLAS would take, with BLAS at one
+    Where `x` is NumPy's, parts are worked on in as many threads as BLAS would take, with BLAS at one
     thread meanwhile. Results do not depend on how many that are.
 
     Parameters
     ----------
     work : callable
-        Touches nothing but its own slice.
-    slices : sequence of slice
+        Touches nothing but its own part: a slice of the batch, a layer, a stretch of memory.
+    parts : sequence
     x : array
         Says where the work is done.
+    sizes : sequence of float, optional
+        How much work each part is. Where one is more than a thread's share, all threads work on one
+        part after the other instead. Default: all alike.
     """
-    threads = 1 if array_module(x) is not np or len(slices) < 2 else _blas_threads()
-    if threads < 2:
-        return [work(part) for part in slices]
+    threads = 1 if array_module(x) is not np or len(parts) < 2 else _blas_threads()
+    if threads < 2 or (sizes is not None and max(sizes) * threads > sum(sizes)):
+        return [work(part) for part in parts]
     with _controller().limit(limits=1, user_api="blas"):
-        return list(_pool(os.getpid(), threads).map(work, slices))
+        return list(_pool(os.getpid(), threads).map(work, parts))
 
 
 _local = threading.local()
@@ -71,4 +80,4 @@ def _blas_threads() -> int:
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Return the threads of this process: those of a parent do not come along with a fork."""
     del process
-    return ThreadPoolExecutor(threads, thread_name_prefix="npgait-slices")
+    return ThreadPoolExecutor(threads, thread_name_prefix="npgait-part")

@@ -16,10 +16,10 @@ from npgait.backend import CPU, Array, Device, array_module
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from npgait.config import ConfigError, Experiment
 from npgait.data import Source
+from npgait.inverse import InverseSolver
 from npgait.losses import LOSSES
 from npgait.network import Network
 from npgait.optimizers import SGD, Adam, Momentum, Optimizer
-from npgait.orthogonality import InverseSolver
 from npgait.rules import bind, draw_feedback
 from npgait.run_folder import CHECKPOINT, write_metrics
 from npgait.streams import Streams, random_streams
@@ -102,7 +102,7 @@ def _build_network(
         shape_in if e.network in models.TAKES_IMAGES else math.prod(shape_in),
         n_classes,
         f=f,
-        auxiliary=bool(e.auxiliary),
+        auxiliary="implicit" if e.auxiliary and e.implicit_auxiliary else bool(e.auxiliary),
         initialisation=e.initialisation,
         seed=streams.weights,
         dtype=e.dtype,

@@ -18,7 +18,8 @@ from npgait.data import Source
 from npgait.metrics import LayerMeasures, correct_within, measure
 from npgait.network import Network, Update, first_nonfinite
 from npgait.optimizers import Optimizer
-from npgait.orthogonality import REGULARISERS, gram
+from npgait.orthogonality import REGULARISERS
+from npgait.orthogonality import grams as all_grams
 from npgait.rules import Rule
 from npgait.streams import Streams
 
@@ -146,6 +147,10 @@ class EpochDone:
 Event = StepDone | Measured | EpochDone
 
 
+def _no_lap(part: str) -> None:
+    """Take no time."""
+
+
 def train_step(
     network: Network,
     recipe: Recipe,
@@ -154,6 +159,7 @@ def train_step(
     *,
     step: int = 0,
     on_measure: Callable[[list[LayerMeasures]], None] | None = None,
+    lap: Callable[[str], None] = _no_lap,
 ) -> tuple[Array, Array]:
     """Learn from one batch, in place: forward, error, rule, regulariser, optimizer.
 
@@ -167,6 +173,8 @@ def train_step(
         Number of the step, for messages.
     on_measure : callable, optional
         Where given, the layers are measured before the weights change.
+    lap : callable, optional
+        Called with the name of each part of the step as it is done; see `timing`.
 
     Returns
     -------
@@ -180,6 +188,7 @@ def train_step(
     """
     layers, rule = network.layers, recipe.rule
     records = network.forward(x, auxiliary=rule.auxiliary)
+    lap("forward")
     y = records[-1].y[:, : network.n_classes]
     loss, error = recipe.loss(y, labels)
     if not np.isfinite(float(loss.sum())):
@@ -188,20 +197,24 @@ def train_step(
             f"the loss is not finite at step {step}; the first layer with values that are not is "
             f"{where}. Lower the learning rate, or raise ortho_strength"
         )
+    lap("loss")
     due = recipe.ortho_strength > 0 and step % recipe.ortho_every == 0
-    through_gradient = due and not recipe.decoupled
-    grams = [gram(layer.W) if through_gradient and layer.is_square else None for layer in layers]
+    square = [layer.W if due and layer.has_inverse else None for layer in layers]
+    grams = all_grams(square if not recipe.decoupled else [None] * len(layers))
+    lap("regulariser")
     updates = rule(layers, records, error, grams)
+    lap("targets")  # and updates, which only a layer can tell apart
     if on_measure is not None:
         on_measure(measure(layers, records, error, updates, rule, grams))
     gradients = _gradients(network, recipe, updates, grams, len(x))
+    lap("regulariser")
     recipe.optimizer.step(network.parameters(), gradients)
+    lap("optimizer")
     if due and recipe.decoupled:
-        for layer in layers:
-            if layer.is_square:
-                layer.W -= REGULARISERS[recipe.regulariser](
-                    layer.W, gram(layer.W), recipe.ortho_strength / 4
-                )
+        for W, G in zip(square, all_grams(square), strict=True):
+            if W is not None:
+                W -= REGULARISERS[recipe.regulariser](W, G, recipe.ortho_strength / 4)
+        lap("regulariser")
     return loss, y
 
 

@@ -66,3 +66,11 @@ def batch(rng: np.random.Generator, network: Network, size: int = 7) -> tuple[np
     """A random batch for a network: x and integer labels."""
     x = rng.standard_normal((size, network.layers[0].n_in)).astype(network.dtype)
     return x, rng.integers(0, network.n_classes, size)
+
+
+def near_orthogonal(
+    rng: np.random.Generator, n: int, away: float, dtype: str | np.dtype = "float64"
+) -> np.ndarray:
+    """W (n, n) with ||I - W W^T||_2 of about 2 `away`."""
+    E = rng.standard_normal((n, n))
+    return (orthogonal(rng, n, n) + away * E / np.linalg.norm(E, 2)).astype(dtype)

@@ -175,7 +175,7 @@ def test_the_experiments_of_2020_have_the_published_settings(data, rule, network
     assert (e.learning_rate, e.ortho_strength) == ((1e-5, 1000) if rule == "tp" else (1e-4, 0.1))
     assert (e.gamma, e.normalised, e.regulariser) == (1e-3, False, "orthogonal")
     layers = build_session(e, (784,), 10).network.layers
-    assert all(layer.is_square for layer in layers)
+    assert all(layer.has_inverse for layer in layers)
     assert len(layers) == (4 if network == "tower" else int(network[0]) + 1)
 
 
@@ -189,7 +189,7 @@ def test_the_imagenet_experiments_of_2023_have_the_published_settings():
         assert e.ortho_strength == (1 if name == "gait" else 0)
         assert (e.image_size, e.normalisation) == (224, "standard")
         layers = build_session(e, (224, 224, 3), 10).network.layers
-        assert all(layer.is_square for layer in layers[1:]) == (name == "gait")
+        assert all(layer.has_inverse for layer in layers[1:]) == (name == "gait")
     assert by_name["gait"].gamma == 1e-7
     assert by_name["gait"].normalised
 

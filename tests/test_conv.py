@@ -13,12 +13,13 @@ from npgait import models
 from npgait.activations import LeakyReLU, Linear
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
+from npgait.inverse import InverseSolver
 from npgait.layers import Conv2D, Dense, Window
 from npgait.layers.patches import add_patches, count_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.metrics import measure
 from npgait.network import Network
-from npgait.orthogonality import InverseSolver, gram
+from npgait.orthogonality import gram
 from npgait.rules import NAMES, bind, draw_feedback
 from tests.support import relative, worst
 
@@ -390,7 +391,7 @@ def test_convolutions_are_measured_like_dense_layers(rng):
     rule = bind("gait")
     records = network.forward(x)
     _, error = softmax_cross_entropy(records[-1].y, labels)
-    grams = [gram(layer.W) if layer.is_square else None for layer in network.layers]
+    grams = [gram(layer.W) if layer.has_inverse else None for layer in network.layers]
     updates = rule(network.layers, records, error, grams)
     measured = measure(network.layers, records, error, updates, rule, grams)
     assert [m.layer for m in measured] == ["conv1", "conv2", "output"]
@@ -435,7 +436,7 @@ def test_the_imagenet_network_is_that_of_the_2023_paper():
         (9, 4, 24), (3, 2, 24), (5, 2, 48), (3, 2, 48), (3, 1, 96), (3, 2, 96), (3, 1, 192)
     ]  # fmt: skip
     assert [l.W.shape for l in layers[:3]] == [(243, 24), (216, 216), (600, 600)]
-    assert all(l.is_square for l in layers[1:])
+    assert all(l.has_inverse for l in layers[1:])
     assert layers[-1].f == Linear()
 
 

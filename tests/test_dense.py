@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from npgait.activations import LeakyReLU, Linear
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
+from npgait.inverse import InverseSolver
 from npgait.layers import Dense
-from npgait.orthogonality import InverseSolver
 from tests.support import relative
 
 LU = InverseSolver(method="lu")

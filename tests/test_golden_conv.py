@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from npgait.activations import LeakyReLU, Linear
+from npgait.inverse import InverseSolver
 from npgait.layers import Conv2D, Dense, Window
 from npgait.layers.patches import count_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.network import Network
-from npgait.orthogonality import InverseSolver, gram, orthonormal_gradient
+from npgait.orthogonality import gram, orthonormal_gradient
 from npgait.rules import bind
 from tests.support import relative
 from tests.test_golden_dense import carried, load
@@ -110,7 +111,7 @@ def test_gait_prop_is_that_of_the_2023_code(name, mode, targets, method):
     )
     records = network.forward(x, auxiliary=rule.auxiliary)
     _, error = softmax_cross_entropy(records[-1].y[:, : network.n_classes], labels)
-    grams = [gram(layer.W) if layer.is_square else None for layer in network.layers]
+    grams = [gram(layer.W) if layer.has_inverse else None for layer in network.layers]
     # The published target error is half the gradient, the published local loss a squared error.
     updates = rule(network.layers, records, error / 2, grams)
     last = len(updates) - 1

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from npgait.activations import LeakyReLU, Linear
+from npgait.inverse import InverseSolver
 from npgait.layers import Dense
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.network import Network
 from npgait.optimizers import Adam
-from npgait.orthogonality import InverseSolver, gram, orthonormal_gradient
+from npgait.orthogonality import gram, orthonormal_gradient
 from npgait.rules import bind
 from tests.support import relative
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy
 from npgait.metrics import angle, correct_within, measure
-from npgait.orthogonality import InverseSolver, gram
+from npgait.orthogonality import gram
 from npgait.rules import bind, bp
 from tests.support import batch, dense_network
 

@@ -1,4 +1,4 @@
-"""Initialisation, the regulariser and the product with W^-1."""
+"""Initialisation and the regulariser."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgait.backend import to_host
 from npgait.initialisation import glorot_normal, orthogonal
 from npgait.orthogonality import (
-    DEFAULT_TOLERANCE,
-    InverseSolver,
-    SingularWeightsError,
     conformal_gradient,
     gram,
     orthogonal_gradient,
@@ -21,16 +17,7 @@ from npgait.orthogonality import (
     scale_of,
     spectral_norm,
 )
-from tests.support import relative
-
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-
-
-def near_orthogonal(rng, n, away, dtype="float64"):
-    """W with ||I - W W^T||_2 of about 2 `away`."""
-    E = rng.standard_normal((n, n))
-    return (orthogonal(rng, n, n) + away * E / np.linalg.norm(E, 2)).astype(dtype)
-
+from tests.support import near_orthogonal, relative
 
 # --- initialisation -----------------------------------------------------------------------------------
 
@@ -127,131 +114,15 @@ def test_spectral_norm_of_weights_that_are_not_finite_is_infinite():
     assert spectral_norm(np.full((4, 4), np.nan)) == np.inf
 
 
-# --- the product with W^-1 ----------------------------------------------------------------------------
-
-
-@given(
-    n=st.integers(1, 40),
-    used=st.integers(1, 40),
-    size=st.integers(1, 10),
-    away=st.sampled_from([0.0, 0.01, 0.2, 2.0]),
-    method=st.sampled_from(["auto", "lu", "series"]),
-    given_gram=st.booleans(),
-    dtype=st.sampled_from(["float32", "float64"]),
-)
-def test_product_with_the_inverse_is_within_tolerance(n, used, size, away, method, given_gram, dtype):
-    used = min(used, n)
-    rng = np.random.default_rng(n * 100 + used)
-    W = near_orthogonal(rng, n, away, dtype)
-    d = rng.standard_normal((size, used)).astype(dtype)
-    z = InverseSolver(method=method)(d, W, gram(W) if given_gram else None)
-    padded = np.zeros((size, n))
-    padded[:, :used] = d
-    expected = np.linalg.solve(W.astype(np.float64).T, padded.T).T
-    condition = np.linalg.cond(W.astype(np.float64))
-    allowed = TOLERANCE[dtype] + 10 * n * np.finfo(dtype).eps * condition
-    assert z.dtype == dtype
-    assert relative(z, expected) < allowed
-
-
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-9])
-def test_the_series_stops_at_the_tolerance_it_is_asked_for(tolerance, rng):
-    W = near_orthogonal(rng, 200, 0.02)
-    d = rng.standard_normal((10, 200))
-    reports = []
-    z = InverseSolver(tolerance, reports=reports)(d, W, gram(W))
-    error = relative(z, np.linalg.solve(W.T, d.T).T)
-    assert reports[0].method == "series"
-    assert reports[0].residual == pytest.approx(np.linalg.norm(z @ W - d) / np.linalg.norm(d))
-    assert error <= tolerance * 1.5
-    assert reports[0].terms <= np.ceil(np.log(tolerance) / np.log(0.05)) + 1
-
-
-def test_orthogonal_weights_take_no_term_at_all(rng):
-    W = orthogonal(rng, 64, 64)
-    reports = []
-    InverseSolver(reports=reports)(rng.standard_normal((5, 64)), W, gram(W))
-    assert (reports[0].method, reports[0].terms) == ("series", 0)
-
-
-@pytest.mark.parametrize(("away", "batch"), [(0.6, 4), (3.0, 4), (0.1, 1000)])
-def test_lu_takes_over_where_the_series_diverges_or_does_not_pay(away, batch, rng):
-    W = near_orthogonal(rng, 50, away)
-    reports = []
-    InverseSolver(reports=reports)(rng.standard_normal((batch, 50)), W, gram(W))
-    assert (reports[0].method, reports[0].terms) == ("lu", 0)
-    assert reports[0].residual < 1e-10
-
-
-def test_without_the_gram_matrix_near_orthogonal_weights_are_refined(dtype, device, rng):
-    W = near_orthogonal(rng, 200, 0.02, dtype) * dtype.type(3.7)  # up to any factor
-    for u in (200, 7):
-        d = rng.standard_normal((2, 3, u)).astype(dtype)
-        reports = []
-        W_, d_ = device.xp.asarray(W), device.xp.asarray(d)
-        z = InverseSolver(reports=reports)(d_, W_)
-        padded = np.zeros((6, 200))
-        padded[:, :u] = d.reshape(6, u)
-        expected = np.linalg.solve(W.T.astype(np.float64), padded.T).T.reshape(2, 3, 200)
-        assert reports[0].method == "refinement"
-        assert relative(to_host(z), expected) < 2 * DEFAULT_TOLERANCE[str(dtype)]
-
-
-@pytest.mark.parametrize(("away", "batch"), [(0.6, 4), (3.0, 4), (0.1, 1000)])
-def test_without_the_gram_matrix_lu_is_taken_where_refinement_does_not_pay(away, batch, rng):
-    reports = []
-    W, d = near_orthogonal(rng, 50, away), rng.standard_normal((batch, 50))
-    z = InverseSolver(reports=reports)(d, W)
-    assert reports[0].method == "lu"
-    assert relative(z @ W, d) < 1e-10
-
-
-def test_the_series_knows_the_size_of_the_weights(rng):
-    reports = []
-    W = 0.3 * near_orthogonal(rng, 100, 0.02)
-    d = rng.standard_normal((5, 100))
-    z = InverseSolver(reports=reports)(d, W, gram(W))
-    assert reports[0].method == "series"
-    assert relative(z @ W, d) < 1e-11
-
-
-def test_zero_errors_stay_zero(dtype, device, rng):
-    W = device.xp.asarray(near_orthogonal(rng, 8, 0.1, dtype))
-    d = device.xp.zeros((3, 5), dtype)
-    for method in ("auto", "lu", "series"):
-        assert not to_host(InverseSolver(method=method)(d, W, gram(W))).any()
-
-
-@pytest.mark.parametrize("method", ["auto", "lu", "series"])
-@pytest.mark.parametrize("kind", ["zero", "rank", "nearly", "projector"])
-def test_singular_weights_are_an_error_that_names_the_layer(kind, method, device, dtype, rng):
-    W = rng.standard_normal((20, 20))
-    if kind == "zero":
-        W[:] = 0
-    elif kind == "projector":  # orthogonal but for one direction, which the series cannot see
-        Q = orthogonal(rng, 20, 20)
-        W = Q[:, :-1] @ Q[:, :-1].T
-    else:
-        W[:, -1] = W[:, :-1] @ rng.standard_normal(19)
-        W[:, -1] += (1e-9 if kind == "nearly" else 0) * np.finfo(dtype).eps * rng.standard_normal(20)
-    W, d = (device.xp.asarray(a, dtype=dtype) for a in (W, rng.standard_normal((3, 20))))
-    with pytest.raises(SingularWeightsError, match="hidden3 have no inverse"):
-        InverseSolver(method=method)(d, W, gram(W), name="hidden3")
-
-
-def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(rng):
-    W = rng.standard_normal((4, 4))
-    W[1, 2] = np.nan
-    with pytest.raises(SingularWeightsError, match="hidden1 are not finite"):
-        InverseSolver()(np.ones((1, 4)), W, name="hidden1")
-
-
-def test_errors_that_are_not_finite_are_not_blamed_on_the_weights(rng):
-    with pytest.raises(ValueError, match="errors that reach hidden1"):
-        InverseSolver()(np.full((1, 4), np.nan), rng.standard_normal((4, 4)), name="hidden1")
-
-
-@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": 2.0}, {"method": "guess"}])
-def test_solver_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        InverseSolver(**options)
+def test_of_a_tall_matrix_the_columns_are_held_orthonormal(rng):
+    W = orthogonal(rng, 30, 12) + 0.05 * rng.standard_normal((30, 12))
+    penalty = lambda W: ((W.T @ W - np.eye(12)) ** 2).sum()  # noqa: E731
+    got, h = orthonormal_gradient(W, gram(W)), 1e-5
+    for index in ((0, 0), (7, 3), (29, 11)):
+        step = np.zeros_like(W)
+        step[index] = h
+        numerical = (penalty(W + step) - penalty(W - step)) / (2 * h)
+        assert got[index] == pytest.approx(numerical, rel=1e-6, abs=1e-8)
+    for _ in range(40):
+        W -= orthonormal_gradient(W, gram(W), 0.25 / 4)
+    np.testing.assert_allclose(W.T @ W, np.eye(12), atol=1e-5)

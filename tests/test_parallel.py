@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from npgait.parallel import over_slices, scratch
+from npgait.parallel import in_threads, scratch
 
 SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
 
@@ -17,7 +17,7 @@ SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
 def test_results_come_in_the_order_of_the_slices_whatever_the_threads(threads):
     x = np.arange(30)
     with threadpool_limits(threads, user_api="blas"):
-        parts = over_slices(lambda part: x[part].sum(), SLICES, x)
+        parts = in_threads(lambda part: x[part].sum(), SLICES, x)
     assert parts == [x[part].sum() for part in SLICES]
 
 
@@ -27,14 +27,14 @@ def test_blas_has_its_threads_back_when_slices_fail():
 
     before = [library["num_threads"] for library in threadpool_info()]
     with pytest.raises(ZeroDivisionError):
-        over_slices(fail, SLICES, np.zeros(30))
+        in_threads(fail, SLICES, np.zeros(30))
     assert [library["num_threads"] for library in threadpool_info()] == before
 
 
 def test_a_limit_that_a_user_sets_is_kept():
     names = set()
     with threadpool_limits(1, user_api="blas"):
-        over_slices(lambda part: names.add(threading.current_thread().name), SLICES, np.zeros(30))
+        in_threads(lambda part: names.add(threading.current_thread().name), SLICES, np.zeros(30))
     assert names == {threading.current_thread().name}
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgait import rules
+from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.metrics import angle
 from npgait.models import cifar10
 from npgait.network import Network
-from npgait.orthogonality import InverseSolver
 from npgait.rules import bind, draw_feedback
 from tests.support import batch, dense_network, relative, worst
 

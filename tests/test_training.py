@@ -60,7 +60,7 @@ def test_a_step_is_update_plus_regulariser_through_the_optimizer(reduction, rng)
     expected = []
     for layer, (dW, db) in zip(network.layers, updates, strict=True):
         share = 1 if reduction == "sum" else 1 / 8
-        ortho = 0.7 * orthonormal_gradient(layer.W, gram(layer.W)) if layer.is_square else 0
+        ortho = 0.7 * orthonormal_gradient(layer.W, gram(layer.W)) if layer.has_inverse else 0
         expected += [layer.W - 0.1 * (share * dW + ortho), layer.b - 0.1 * share * db]
     train_step(network, recipe, x, labels)
     for got, wanted in zip(network.parameters(), expected, strict=True):
@@ -101,7 +101,7 @@ def test_a_decoupled_regulariser_acts_after_the_optimizer_and_past_it(rng):
     train_step(plain, Recipe(bind("gait"), squared_error, Adam(0.01)), x, labels)
     for layer, other in zip(network.layers, plain.layers, strict=True):
         W = other.W
-        if layer.is_square:
+        if layer.has_inverse:
             W = W - 0.25 * (W @ W.T - np.eye(len(W))) @ W
         assert relative(layer.W, W) < 1e-9
 

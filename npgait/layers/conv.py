@@ -17,10 +17,10 @@ import numpy as np
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
-from npgait.layers.dense import with_auxiliary
+from npgait.inverse import InverseSolver
+from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
 from npgait.layers.patches import Window, add_patches, count_patches, cut_patches
-from npgait.orthogonality import InverseSolver
-from npgait.parallel import over_slices, scratch
+from npgait.parallel import in_threads, scratch
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
@@ -49,6 +49,8 @@ class Conv2D:
     patch_bytes : int
         Most memory that the patches of one slice of the batch take (a slice holds at least one
         sample).
+    implicit : bool
+        Whether auxiliary channels that are not stored make W square; see `Dense`.
 
     Raises
     ------
@@ -63,6 +65,7 @@ class Conv2D:
     f: Activation = field(default_factory=LeakyReLU)
     name: str = "conv"
     patch_bytes: int = PATCH_BYTES
+    implicit: bool = False
 
     def __post_init__(self) -> None:
         if self.W.ndim != 2 or len(self.W) != self.window.patch_size:
@@ -76,6 +79,7 @@ class Conv2D:
             self.used = self.W.shape[1]
         if not 1 <= self.used <= self.W.shape[1]:
             raise ValueError(f"{self.name}: used is {self.used}; expected 1 to {self.W.shape[1]}")
+        check_implicit(self.name, self.implicit, self.W.shape, self.used)
         if self.patch_bytes < 1:
             raise ValueError(f"{self.name}: patch_bytes is {self.patch_bytes}; expected at least 1")
 
@@ -93,12 +97,12 @@ class Conv2D:
     def n_units(self) -> int:
         """Units of one output, auxiliary channels included (the n_l of normalised GAIT-prop)."""
         rows, columns = self.window.positions
-        return rows * columns * self.W.shape[1]
+        return rows * columns * self.W.shape[0 if self.implicit else 1]
 
     @property
-    def is_square(self) -> bool:
-        """Whether W is square, so that it may have an inverse."""
-        return self.W.shape[0] == self.W.shape[1]
+    def has_inverse(self) -> bool:
+        """Whether W has an inverse: it is square, or implicit auxiliary channels make it so."""
+        return self.W.shape[0] == self.W.shape[1] or self.implicit
 
     # --- the five equations -----------------------------------------------------------------------
 
@@ -126,7 +130,7 @@ class Conv2D:
             a_p += self.b[:u]
             y[part] = self.f(a[part])
 
-        over_slices(forward, self._slices(x), x)
+        in_threads(forward, self._slices(x), x)
         return a, y
 
     def inverse(self, y: Array, x: Array) -> Array:
@@ -150,7 +154,11 @@ class Conv2D:
         ------
         SingularWeightsError
             If W has no inverse.
+        ValueError
+            If auxiliary channels are implicit.
         """
+        refuse_implicit(self.name, self.implicit)
+        check_inverse(self.name, self.has_inverse, self.W.shape)
         xp = array_module(y)
         a = self.f.inverse(y) - self.b
         W_inverse = _LU(xp.eye(len(self.W), dtype=y.dtype), self.W, name=self.name)
@@ -186,6 +194,7 @@ class Conv2D:
         -------
         array (B, H, W, C)
         """
+        check_inverse(self.name, self.has_inverse, self.W.shape)
         d = self.f.difference(y, v, s)
         W_inverse = solver(array_module(y).eye(self.used, dtype=y.dtype), self.W, G, name=self.name)
         return self._spread(d, W_inverse)
@@ -229,7 +238,7 @@ class Conv2D:
             delta_p = delta.reshape(-1, u)
             return x_p.T @ delta_p, delta_p.sum(axis=0)
 
-        parts = over_slices(local_update, self._slices(x), x)
+        parts = in_threads(local_update, self._slices(x), x)
         dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
         return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
@@ -246,7 +255,7 @@ class Conv2D:
             patches = array_module(d).matmul(d_p, M, out=memory)
             x[part] = add_patches(patches, self.window)
 
-        over_slices(spread, self._slices(d), d)
+        in_threads(spread, self._slices(d), d)
         return x
 
     def _patches(self, x: Array) -> Array:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
-from npgait.orthogonality import InverseSolver
+from npgait.inverse import InverseSolver
 
 _LU = InverseSolver(method="lu")
 
@@ -36,6 +36,9 @@ class Dense:
     shape_in : tuple of int, optional
         Shape of one input, where it is not (n_in,): above a convolution (H, W, C), which this layer
         flattens in that order.
+    implicit : bool
+        Whether auxiliary units that are not stored make W square: n_in - n_out of them, whose weights
+        are orthonormal and orthogonal to the others'. W^-1 then is the pseudo-inverse.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class Dense:
     f: Activation = field(default_factory=LeakyReLU)
     name: str = "dense"
     shape_in: tuple[int, ...] = ()
+    implicit: bool = False
 
     def __post_init__(self) -> None:
         if self.W.ndim != 2 or self.b.shape != self.W.shape[1:]:
@@ -63,6 +67,7 @@ class Dense:
             self.used = self.n_out
         if not 1 <= self.used <= self.n_out:
             raise ValueError(f"{self.name}: used is {self.used}; expected 1 to n_out = {self.n_out}")
+        check_implicit(self.name, self.implicit, self.W.shape, self.used)
 
     @property
     def n_in(self) -> int:
@@ -82,12 +87,12 @@ class Dense:
     @property
     def n_units(self) -> int:
         """Units of one output, auxiliary units included (the n_l of normalised GAIT-prop)."""
-        return self.n_out
+        return self.n_in if self.implicit else self.n_out
 
     @property
-    def is_square(self) -> bool:
-        """Whether W is square, so that it may have an inverse."""
-        return self.n_in == self.n_out
+    def has_inverse(self) -> bool:
+        """Whether W has an inverse: it is square, or implicit auxiliary units make it so."""
+        return self.n_in == self.n_out or self.implicit
 
     # --- the five equations -----------------------------------------------------------------------
 
@@ -127,8 +132,12 @@ class Dense:
         ------
         SingularWeightsError
             If W has no inverse.
+        ValueError
+            If auxiliary units are implicit.
         """
         del x
+        refuse_implicit(self.name, self.implicit)
+        check_inverse(self.name, self.has_inverse, self.W.shape)
         return self._shaped(_LU(self.f.inverse(y) - self.b, self.W, name=self.name))
 
     def difference_inverse(
@@ -163,6 +172,7 @@ class Dense:
         -------
         array (B, *shape_in)
         """
+        check_inverse(self.name, self.has_inverse, self.W.shape)
         d = self.f.difference(y, v, s)
         return self._shaped(solver(d, self.W, G, name=self.name))
 
@@ -208,6 +218,33 @@ class Dense:
 
     def _shaped(self, x: Array) -> Array:
         return x.reshape(len(x), *self.shape_in)
+
+
+def check_implicit(name: str, implicit: bool, shape: tuple[int, ...], used: int) -> None:
+    """Raise a ValueError where implicit auxiliary units cannot make W (`shape`) square."""
+    if implicit and not (shape[0] >= shape[1] == used):
+        raise ValueError(
+            f"{name}: W {shape} of {used} used outputs; with implicit auxiliary units all outputs are "
+            "used, and they are no more than the inputs"
+        )
+
+
+def check_inverse(name: str, has_inverse: bool, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError where a layer was not made to have an inverse."""
+    if not has_inverse:
+        raise ValueError(
+            f"{name} has shape {shape} and no inverse; GAIT-prop, TP and ITP need every layer but the "
+            "first square (add auxiliary units, stored or implicit)"
+        )
+
+
+def refuse_implicit(name: str, implicit: bool) -> None:
+    """Raise a ValueError where the activity of auxiliary units is needed, and there is none."""
+    if implicit:
+        raise ValueError(
+            f"{name}: its auxiliary units are implicit, and absolute targets need their activity; use "
+            "difference targets, or stored auxiliary units"
+        )
 
 
 def with_auxiliary(dW: Array, n_out: int) -> Array:

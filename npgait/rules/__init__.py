@@ -15,8 +15,8 @@ import numpy as np
 
 from npgait.backend import Array, array_module
 from npgait.initialisation import orthogonal
+from npgait.inverse import InverseSolver
 from npgait.network import Layer, Network, Record, Update
-from npgait.orthogonality import InverseSolver
 from npgait.rules.bp import bp
 from npgait.rules.dfa import dfa
 from npgait.rules.fa import fa

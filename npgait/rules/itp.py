@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from npgait.backend import Array
+from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
-from npgait.orthogonality import InverseSolver
 from npgait.rules.nudge import Trace, error_of_used, keep_auxiliary, output_target, scaled
 
 

@@ -1,0 +1,310 @@
+"""`npgait bench`: what a step costs, beside what its matrix products must cost on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import click
+
+from npgait.backend import Device, select_device, synchronise
+from npgait.cli.execute import shape_in
+from npgait.cli.options import data_option, device_option, loader, selected
+from npgait.cli.table import format_table
+from npgait.cli.threads import blas_threads, keep_memory
+from npgait.config import INVERTING, Experiment, resolved
+from npgait.costs import Cost, step_cost
+from npgait.data import Source
+from npgait.experiments import find_experiments, parse_override
+from npgait.loaders.batches import sources
+from npgait.loaders.synthetic import random_images
+from npgait.rules import NAMES
+from npgait.run_folder import describe_environment
+from npgait.session import Session, build_session
+from npgait.timing import (
+    PARTS,
+    Batch,
+    bandwidth,
+    inverse_reports,
+    mean_step,
+    product_rate,
+    step_memory,
+    time_parts,
+    time_steps,
+)
+
+WARM_UP = 3  # steps before any is timed
+
+
+@dataclass
+class Timed:
+    """One experiment on the bench."""
+
+    experiment: Experiment
+    session: Session
+    batch: Batch
+    loader_seconds: float
+    memory: int
+    costs: list[Cost] = field(default_factory=list)  # before and after the steps of each round
+    times: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of a step, the mean over the rounds."""
+        return Cost(*(fmean(values) for values in zip(*map(astuple, self.costs), strict=True)))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step, without the loader."""
+        return mean_step(self.times, self.experiment.ortho_every)
+
+
+@click.command()
+@click.argument("preset", default="cifar10")
+@click.option(
+    "--rule",
+    "-r",
+    "rules",
+    multiple=True,
+    type=click.Choice(NAMES),
+    help="Time this rule only, beside BP (repeatable).",
+)
+@click.option(
+    "--experiment", "-e", "only", multiple=True, help="Time this experiment only (repeatable)."
+)
+@data_option
+@device_option
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of every experiment, such as batch_size=64 (repeatable).",
+)
+@click.option(
+    "--steps",
+    default=15,
+    show_default=True,
+    type=click.IntRange(3, 10_000),
+    help="Steps timed of each rule, in three rounds that take turns.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def bench(
+    preset: str,
+    rules: Sequence[str],
+    only: Sequence[str],
+    data_dir: Path | None,
+    device: str,
+    overrides: Sequence[str],
+    steps: int,
+    as_json: bool,
+) -> None:
+    """Time training steps of PRESET (default: cifar10) against the cost of their matrix products.
+
+    Counts the operations that a step must do, measures this machine's matrix products and memory in the
+    same run, and says for each experiment how near it comes, how it compares with backpropagation, and
+    where the time goes. Without --data, images are noise of the right size. Ratios within one run are
+    the result; absolute times drift.
+
+    \b
+    npgait bench cifar10 --rule gait
+    npgait bench imagenet --set batch_size=64 --device gpu
+    """  # noqa: D301 - click wants the control character
+    chosen = select_device(device)
+    experiments = choose(preset, rules, only, dict(map(parse_override, overrides)))
+    result = measure(experiments, chosen, data_dir, steps)
+    click.echo(json.dumps(result, indent=2) if as_json else report(result))
+
+
+def choose(
+    preset: str, rules: Sequence[str], only: Sequence[str], overrides: dict[str, Any]
+) -> list[Experiment]:
+    """Return the experiments to be timed, each network's beginning with backpropagation."""
+    experiments = find_experiments(preset, overrides)
+    chosen = selected(experiments, only)
+    if rules:
+        present = {e.rule for e in chosen}
+        missing = [_with_rule(chosen, rule) for rule in rules if rule not in present]
+        chosen = [e for e in chosen if e.rule in rules] + missing
+    ordered: list[Experiment] = []
+    for network in dict.fromkeys(map(_network, chosen)):
+        own = [e for e in chosen if _network(e) == network]
+        bp = [e for e in (*own, *experiments) if _network(e) == network and e.rule == "bp"]
+        ordered += (bp or [_with_rule(own, "bp")])[:1]
+        ordered += [e for e in own if e not in ordered]
+    return ordered
+
+
+def _network(e: Experiment) -> tuple[Any, ...]:
+    """Return what has to be equal for two experiments to be compared."""
+    return e.data, e.image_size, e.network, e.width, e.depth, e.widths, e.batch_size
+
+
+def _with_rule(experiments: Sequence[Experiment], rule: str) -> Experiment:
+    """Return the nearest of the experiments with another rule, as that rule is published."""
+    inverts = rule in INVERTING
+    like = next((e for e in experiments if (e.rule in INVERTING) == inverts), experiments[0])
+    values: dict[str, Any] = {"rule": rule, "gamma": None, "auxiliary": None, "inverse_tolerance": None}
+    if not inverts:
+        values |= {"ortho_strength": 0.0, "targets": "difference", "dtype": "float32"}
+    return resolved(replace(like, name=f"{like.network}-{rule}", **values))
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(
+    experiments: Sequence[Experiment], device: Device, data_dir: Path | None, steps: int
+) -> dict[str, Any]:
+    """Return all that is reported, as plain values."""
+    keep_memory()
+    timed = [_set_up(e, device, data_dir) for e in experiments]
+    machine: dict[str, list[float]] = {}
+    for number in range(3):  # in turns, so that drift of the machine meets all alike
+        for dtype in {t.session.network.dtype for t in timed}:
+            machine.setdefault(str(dtype), []).append(product_rate(device, dtype))
+        machine.setdefault("bandwidth", []).append(bandwidth(device))
+        for t in timed:
+            with blas_threads(t.session.network, t.experiment.batch_size):
+                every = t.experiment.ortho_every
+                count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
+                t.costs.append(_cost(t))
+                got = time_steps(
+                    t.session.network, t.session.recipe, t.batch, steps=count, first=number * count
+                )
+                t.costs.append(_cost(t))
+                for kind, seconds in got.items():
+                    t.times[kind] += seconds
+    for t in timed:
+        with blas_threads(t.session.network, t.experiment.batch_size):
+            t.parts = time_parts(t.session.network, t.session.recipe, t.batch, steps=5)
+    rates = {key: median(values) for key, values in machine.items()}
+    environment = describe_environment(device, ["npgait", "bench"])
+    return {
+        "environment": environment,
+        "product_rate": {k: v for k, v in rates.items() if k != "bandwidth"},
+        "bandwidth": rates["bandwidth"],
+        "experiments": _rows(timed, rates),
+    }
+
+
+def _set_up(e: Experiment, device: Device, data_dir: Path | None) -> Timed:
+    """Return an experiment warmed up, with one batch that all its steps learn from."""
+    if data_dir is None and e.data != "digits":
+        dataset: Any = random_images(e.data, 2 * e.batch_size, image_size=e.image_size)
+    else:
+        dataset = loader(data_dir)(e)
+    session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
+    network, recipe = session.network, session.recipe
+    data, _ = sources(
+        dataset,
+        shape=network.shape_in,
+        dtype=network.dtype,
+        device=device,
+        normalisation=e.normalisation,
+        augmentation=e.augmentation,
+        block=e.shuffle_block,
+    )
+    batch, loader_seconds = _time_loader(data, e.batch_size, session)
+    with blas_threads(network, e.batch_size):
+        time_steps(network, recipe, batch, steps=WARM_UP)
+        memory = step_memory(network, recipe, batch)
+    return Timed(e, session, batch, loader_seconds, memory)
+
+
+def _cost(t: Timed) -> Cost:
+    """Return what a step costs with the weights of this moment, which decide the terms for W^-1."""
+    network, recipe = t.session.network, t.session.recipe
+    return step_cost(network, recipe, len(t.batch[0]), inverse_reports(network, recipe, t.batch))
+
+
+def _time_loader(data: Source, batch_size: int, session: Session) -> tuple[Batch, float]:
+    """Return a batch, and the median seconds that the loop waits for one."""
+    waits: list[float] = []
+    first: Batch | None = None
+    while len(waits) < 6:
+        batches = data.shuffled(batch_size, session.streams)
+        started = time.perf_counter()
+        for batch in batches:
+            synchronise(session.network.device)
+            waits.append(time.perf_counter() - started)
+            first = first or batch
+            if len(waits) >= 6:
+                break
+            started = time.perf_counter()
+    assert first is not None
+    return first, median(waits[1:])
+
+
+# --- reporting ------------------------------------------------------------------------------------
+
+
+def _rows(timed: Sequence[Timed], rates: dict[str, float]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    base = timed[0]
+    for t in timed:
+        if t.experiment.rule == "bp":
+            base = t
+        rate = rates[str(t.session.network.dtype)]
+        floor = t.cost.floor(rate, rates["bandwidth"])
+        rows.append(
+            {
+                "name": t.experiment.name,
+                "rule": t.experiment.rule,
+                "dtype": t.experiment.dtype,
+                "batch_size": len(t.batch[0]),
+                "seconds": t.seconds,
+                "samples_per_second": len(t.batch[0]) / t.seconds,
+                "cost": {**asdict(t.cost), "operations": t.cost.operations},
+                "floor_seconds": floor,
+                "share_of_floor": floor / t.seconds,
+                "share_of_product_rate": t.cost.operations / t.seconds / rate,
+                "ratio_to_bp": t.seconds / base.seconds,
+                "operations_to_bp": t.cost.operations / base.cost.operations,
+                "peak_bytes": t.memory,
+                "parts_seconds": {**t.parts, "loader": t.loader_seconds},
+            }
+        )
+    return rows
+
+
+def report(result: dict[str, Any]) -> str:
+    """Return the tables that a person reads."""
+    rows = result["experiments"]
+    rates = ", ".join(f"{v / 1e9:.0f} GFLOP/s {k}" for k, v in result["product_rate"].items())
+    header = ["experiment", "ms/step", "samples/s", "GFLOP", "product rate", "floor", "x BP"]
+    header += ["GFLOP x BP", "peak memory"]
+    steps = [
+        [
+            row["name"],
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['samples_per_second']:.0f}",
+            f"{row['cost']['operations'] / 1e9:.2f}",
+            f"{row['share_of_product_rate']:.0%}",
+            f"{row['share_of_floor']:.0%}",
+            f"{row['ratio_to_bp']:.2f}",
+            f"{row['operations_to_bp']:.2f}",
+            f"{row['peak_bytes'] / 2**20:.0f} MiB",
+        ]
+        for row in rows
+    ]
+    parts = [
+        [row["name"], *(f"{1e3 * row['parts_seconds'][part]:.1f}" for part in (*PARTS, "loader"))]
+        for row in rows
+    ]
+    return "\n\n".join(
+        [
+            f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s",
+            format_table(header, steps),
+            "product rate: operations a second over this machine's; floor: the least time, operations\n"
+            "and the optimizer's bytes at this machine's rates, over the time taken",
+            "where the time goes, ms a step:",
+            format_table(["experiment", *PARTS, "loader"], parts),
+        ]
+    )

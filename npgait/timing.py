@@ -1,0 +1,184 @@
+"""How long a step takes, where the time goes, and what the machine could do."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, Device, peak_memory, synchronise
+from npgait.inverse import InverseSolver, SolveReport
+from npgait.network import Layer, Network
+from npgait.orthogonality import gram
+from npgait.parallel import in_threads
+from npgait.training import Recipe, train_step
+
+PARTS = ("forward", "loss", "targets", "updates", "regulariser", "optimizer")
+Batch = tuple[Array, Array]  # x (B, *shape_in), labels (B,)
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def product_rate(device: Device, dtype: np.dtype, *, n: int = 2048, repeats: int = 5) -> float:
+    """Return the operations a second of a matrix product (n, n) (n, n), the best of `repeats`."""
+    xp = device.xp
+    A = xp.asarray(np.random.default_rng(0).standard_normal((n, n)), dtype=dtype)
+    B, C = A.copy(), xp.empty_like(A)
+    return 2 * n**3 / _fastest(lambda: xp.matmul(A, B, out=C), device, repeats)
+
+
+def bandwidth(device: Device, *, size: int = 1 << 26, repeats: int = 5) -> float:
+    """Return the bytes a second of c = a + b, three arrays of `size` bytes, the best of `repeats`."""
+    xp, n = device.xp, size // 4
+    a, b, c = xp.ones(n, np.float32), xp.ones(n, np.float32), xp.empty(n, np.float32)
+    parts = [slice(0, n)] if device.is_gpu else [slice(i, i + n // 16) for i in range(0, n, n // 16)]
+
+    def add(part: slice) -> None:
+        xp.add(a[part], b[part], out=c[part])
+
+    return 3 * size / _fastest(lambda: in_threads(add, parts, a), device, repeats)
+
+
+def _fastest(work: Callable[[], Any], device: Device, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def time_steps(
+    network: Network, recipe: Recipe, batch: Batch, *, steps: int, first: int = 0
+) -> dict[bool, list[float]]:
+    """Return the seconds of each step, of those with the regulariser (True) and those without.
+
+    Parameters
+    ----------
+    network, recipe
+        Trained on, in place.
+    batch : (x, labels)
+    steps : int
+    first : int
+        Number of the first step, which decides where `ortho_every` falls.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    device = network.device
+    for step in range(first, first + steps):
+        synchronise(device)
+        started = time.perf_counter()
+        train_step(network, recipe, *batch, step=step)
+        synchronise(device)
+        times[recipe.ortho_strength > 0 and step % recipe.ortho_every == 0].append(
+            time.perf_counter() - started
+        )
+    return times
+
+
+def mean_step(times: Mapping[bool, Sequence[float]], every: int) -> float:
+    """Return the mean seconds of a step, from the medians with and without the regulariser."""
+    if not times[True]:
+        return median(times[False])
+    if not times[False]:
+        return median(times[True])
+    return (median(times[True]) + (every - 1) * median(times[False])) / every
+
+
+@dataclass
+class Laps:
+    """A stopwatch: what passes between two laps counts for the name of the second."""
+
+    device: Device
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    last: float = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        synchronise(self.device)
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        """Count what passed since the last lap for `name`."""
+        synchronise(self.device)
+        now = time.perf_counter()
+        self.seconds[name] += now - self.last
+        self.last = now
+
+
+class TimedLayer:
+    """A layer whose local updates are told apart from what comes between them."""
+
+    def __init__(self, layer: Layer, laps: Laps) -> None:
+        self._layer, self._laps = layer, laps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def local_update(self, *arguments: Array) -> tuple[Array, Array]:
+        """Return the layer's local update, counted for "updates"."""
+        self._laps("targets")
+        update = self._layer.local_update(*arguments)
+        self._laps("updates")
+        return update
+
+
+def time_parts(network: Network, recipe: Recipe, batch: Batch, *, steps: int) -> dict[str, float]:
+    """Return the seconds a step spends in each of `PARTS`, the medians of `steps` steps.
+
+    Each part waits for the device, so that on a GPU their sum exceeds a step's time.
+    """
+    laps: list[Laps] = []
+    for step in range(steps):
+        lap = Laps(network.device)
+        # All that a step asks of a layer it finds in the proxy; parameters stay the network's own.
+        timed: list[Any] = [TimedLayer(layer, lap) for layer in network.layers]
+        lap.start()
+        train_step(
+            Network(timed, network.feedback), recipe, *batch, step=step * recipe.ortho_every, lap=lap
+        )
+        laps.append(lap)
+    seconds = {part: median(lap.seconds[part] for lap in laps) for part in PARTS}
+    seconds["regulariser"] /= recipe.ortho_every
+    return seconds
+
+
+def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int, SolveReport]:
+    """Return how a step makes the product with W^-1 of each layer, by number of layer."""
+    rule = recipe.rule
+    if rule.inverting_walk is None or rule.auxiliary:
+        return {}
+    reports: list[SolveReport] = []
+    solver = InverseSolver(rule.solver.tolerance, rule.solver.method, reports)
+    coupled = recipe.ortho_strength > 0 and recipe.ortho_every == 1 and not recipe.decoupled
+    grams = [gram(layer.W) if coupled and layer.has_inverse else None for layer in network.layers]
+    records = network.forward(batch[0])
+    _, error = recipe.loss(records[-1].y, batch[1])
+    replace(rule, solver=solver)(network.layers, records, error, grams)
+    return dict(zip(reversed(range(1, len(network.layers))), reports, strict=True))
+
+
+def step_memory(network: Network, recipe: Recipe, batch: Batch) -> int:
+    """Return the most bytes that parameters, optimizer, batch and one step take together."""
+    device = network.device
+    if device.is_gpu:
+        train_step(network, recipe, *batch)
+        return peak_memory(device)
+    state = recipe.optimizer.state().values()
+    held = sum(array.nbytes for array in (*network.parameters(), *state, *batch))
+    tracemalloc.start()
+    try:
+        train_step(network, recipe, *batch)
+        return held + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
