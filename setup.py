@@ -18,6 +18,7 @@ setup(
     package_dir={"npgait": "npgait", "npgait.cli": "cli", "npgait.loaders": "loaders"},
     packages=[
         "npgait",
+        "npgait.kernels",
         "npgait.layers",
         "npgait.rules",
         "npgait.presets",
@@ -28,6 +29,7 @@ setup(
     ],
     package_data={
         "npgait": ["py.typed"],
+        "npgait.kernels": ["*.cu"],
         "npgait.presets": ["*.toml"],
         "npgait.loaders.data": ["*.h5", "*.txt"],
     },
@@ -44,6 +46,7 @@ setup(
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13.6"],
         "devkit": ["scipy>=1.11"],
+        "test-gpu-compile": ["nvidia-cuda-nvrtc-cu12>=12.4"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11", "scipy>=1.11"],
     },
     entry_points={"console_scripts": ["npgait = npgait.cli.main:main"]},

@@ -2,9 +2,9 @@
 
     python benchmarks/orthogonality.py DIR [--epochs 8] [--seeds 3] [--images 60000]
 
-DIR holds MNIST and Fashion-MNIST. Network 784 -> 4 x 256 -> 10, Adam, batch 64, learning rate 3e-4. Prints one
-table a data set: test accuracy (last epoch, mean and spread over seeds), the mean angle of the hidden
-layers' updates to backpropagation's, the largest ||I - W W^T / c^2||_2, and time relative to BP.
+DIR holds MNIST and Fashion-MNIST. Network 784 -> 4 x 256 -> 10, Adam, batch 64, learning rate 3e-4.
+Prints one table a data set: test accuracy (last epoch, mean and spread over seeds), the mean angle of
+the hidden layers' updates to backpropagation's, the largest ||I - W W^T / c^2||_2, and time over BP's.
 """
 
 from __future__ import annotations

@@ -12,9 +12,16 @@ from typing import Any
 
 import click
 
-from npgait.backend import Device, select_device, synchronise
+from npgait.backend import Device, synchronise
 from npgait.cli.execute import shape_in
-from npgait.cli.options import data_option, device_option, loader, selected
+from npgait.cli.options import (
+    choose_device,
+    data_option,
+    device_option,
+    loader,
+    precision_option,
+    selected,
+)
 from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import INVERTING, Experiment, resolved
@@ -80,6 +87,7 @@ class Timed:
 )
 @data_option
 @device_option
+@precision_option
 @click.option(
     "--set",
     "overrides",
@@ -101,6 +109,7 @@ def bench(
     only: Sequence[str],
     data_dir: Path | None,
     device: str,
+    precision: str | None,
     overrides: Sequence[str],
     steps: int,
     as_json: bool,
@@ -116,7 +125,7 @@ def bench(
     npgait bench cifar10 --rule gait
     npgait bench imagenet --set batch_size=64 --device gpu
     """  # noqa: D301 - click wants the control character
-    chosen = select_device(device)
+    chosen = choose_device(device, precision)
     experiments = choose(preset, rules, only, dict(map(parse_override, overrides)))
     result = measure(experiments, chosen, data_dir, steps)
     click.echo(json.dumps(result, indent=2) if as_json else report(result))

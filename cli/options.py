@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.config import ConfigError, Experiment
 from npgait.loaders import Dataset, StoredDataset, load
 
@@ -26,8 +27,29 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes a GPU if CuPy finds one.",
 )
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of float32 products on a GPU: tf32 rounds factors to 10 bits  [default: float32]",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final table only.")
 plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
+
+
+def choose_device(spec: str, precision: str | None) -> Device:
+    """Return the device that --device names, set to --precision.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, or the CPU is asked for TF32.
+    """
+    device = select_device(spec)
+    if device.is_gpu:
+        set_precision(precision or "float32")
+    elif precision == "tf32":
+        raise DeviceError("--precision tf32 needs a GPU; the CPU computes in float32 or float64")
+    return device
 
 
 def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:

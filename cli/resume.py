@@ -6,9 +6,15 @@ from pathlib import Path
 
 import click
 
-from npgait.backend import select_device
 from npgait.cli.execute import execute
-from npgait.cli.options import data_option, loader, plots_option, quiet_option
+from npgait.cli.options import (
+    choose_device,
+    data_option,
+    loader,
+    plots_option,
+    precision_option,
+    quiet_option,
+)
 from npgait.experiments import read_experiments
 from npgait.run_folder import CONFIG, RunFolderError, read_info
 
@@ -21,9 +27,17 @@ from npgait.run_folder import CONFIG, RunFolderError, read_info
     metavar="cpu|gpu|gpu:N|auto",
     help="Where to compute  [default: where the run began]",
 )
+@precision_option
 @plots_option
 @quiet_option
-def resume(folder: Path, data_dir: Path | None, device: str | None, plots: bool, quiet: bool) -> None:
+def resume(
+    folder: Path,
+    data_dir: Path | None,
+    device: str | None,
+    precision: str | None,
+    plots: bool,
+    quiet: bool,
+) -> None:
     """Go on with the run in folder RUN from its last checkpoints.
 
     Finished experiments are left as they are. On the CPU the weights at the end are those of a run
@@ -35,5 +49,5 @@ def resume(folder: Path, data_dir: Path | None, device: str | None, plots: bool,
     info = read_info(folder)
     if data_dir is None and info["data"]:
         data_dir = Path(info["data"])
-    chosen = select_device(device or info["device"] or "auto")
+    chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))
     execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots)

@@ -11,9 +11,18 @@ from typing import Any
 
 import click
 
-from npgait.backend import Device, select_device
+from npgait.backend import Device
 from npgait.cli.execute import execute
-from npgait.cli.options import data_option, device_option, loader, plots_option, quiet_option, selected
+from npgait.cli.options import (
+    choose_device,
+    data_option,
+    device_option,
+    loader,
+    plots_option,
+    precision_option,
+    quiet_option,
+    selected,
+)
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, parse_override, to_toml
 from npgait.files import write_text
@@ -24,6 +33,7 @@ from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 @click.argument("preset", default="digits")
 @data_option
 @device_option
+@precision_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder  [default: runs/PRESET-TIME]")
 @click.option("--experiment", "-e", "only", multiple=True, help="Run this experiment only (repeatable).")
 @click.option(
@@ -39,6 +49,7 @@ def run(
     preset: str,
     data_dir: Path | None,
     device: str,
+    precision: str | None,
     out: Path | None,
     only: Sequence[str],
     overrides: Sequence[str],
@@ -58,12 +69,12 @@ def run(
     """  # noqa: D301 - click wants the control character
     experiments = find_experiments(preset, dict(map(parse_override, overrides)))
     experiments = selected(experiments, only)
-    chosen = select_device(device)
+    chosen = choose_device(device, precision)
     load = loader(data_dir)
     for experiment in experiments:
         load(experiment)  # missing data is reported before a folder is made
     folder = _make_folder(out, preset)
-    _write_run(folder, experiments, data_dir, chosen)
+    _write_run(folder, experiments, data_dir, chosen, precision)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)
 
 
@@ -84,10 +95,15 @@ def _make_folder(out: Path | None, preset: str) -> Path:
 
 
 def _write_run(
-    folder: Path, experiments: Sequence[Experiment], data_dir: Path | None, device: Device
+    folder: Path,
+    experiments: Sequence[Experiment],
+    data_dir: Path | None,
+    device: Device,
+    precision: str | None,
 ) -> None:
     write_text(folder / CONFIG, to_toml(experiments))
     info: dict[str, Any] = describe_environment(device, sys.argv)
+    info["precision"] = precision
     info["data"] = None if data_dir is None else str(data_dir.resolve())
     info["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_text(folder / INFO, json.dumps(info, indent=2) + "\n")

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from npgait import kernels
 from npgait.backend import Array, array_module
 
 
@@ -19,8 +20,14 @@ class Activation(Protocol):
     def __call__(self, a: Array) -> Array:
         """Return y = f(a)."""
 
+    def biased(self, a: Array, b: Array) -> Array:
+        """Do a <- a + b in place, and return y = f(a)."""
+
     def inverse(self, y: Array) -> Array:
         """Return a = f^-1(y)."""
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return f'(a)^power * e."""
 
     def derivative(self, a: Array) -> Array:
         """Return f'(a)."""
@@ -39,6 +46,15 @@ class Linear:
     def __call__(self, a: Array) -> Array:
         """Return a."""
         return a
+
+    def biased(self, a: Array, b: Array) -> Array:
+        """Do a <- a + b in place, and return it."""
+        a += b
+        return a
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return e."""
+        return e
 
     def inverse(self, y: Array) -> Array:
         """Return y."""
@@ -88,6 +104,23 @@ class LeakyReLU:
         # As a maximum: NumPy's `where` costs five times as much, for its branches cannot be foreseen.
         return xp.maximum(a, y, out=y) if self.slope <= 1 else xp.minimum(a, y, out=y)
 
+    def biased(self, a: Array, b: Array) -> Array:
+        """Do a <- a + b in place, and return y = f(a)."""
+        if kernels.apply_to(a, b):
+            return kernels.bias_activation(a, b, self.slope)
+        a += b
+        return self(a)
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return f'(a)^power * e."""
+        if kernels.apply_to(a, e):
+            return kernels.times_derivative(a, e, self.slope, power)
+        product = self.derivative(a)
+        if power != 1:
+            product **= power
+        product *= e
+        return product
+
     def inverse(self, y: Array) -> Array:
         """Return f^-1(y): y where y > 0, y / slope elsewhere."""
         return array_module(y).where(y > 0, y, y / self.slope)
@@ -121,6 +154,8 @@ class LeakyReLU:
             kink is crossed, both slopes count: y and y - s v then have opposite signs, so the
             quotient adds what a subtraction of inverses would cancel.
         """
+        if kernels.apply_to(y, v):
+            return kernels.difference(y, v, s, self.slope)
         xp = array_module(y)
         s = xp.asarray(s, dtype=y.dtype)
         y_nudged = y - s * v

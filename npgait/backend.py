@@ -6,8 +6,10 @@ line of code serves both.
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -174,6 +176,118 @@ def _from_dlpack(x: Any) -> Array:
 def to_host(x: Array) -> np.ndarray:
     """Return `x` as a NumPy array, copied from the device if it lives there."""
     return x.get() if array_module(x) is not np else np.asarray(x)
+
+
+# --- what only a GPU has --------------------------------------------------------------------------
+
+THREADS = 256  # of a block
+REALS = {"float32": "float", "float64": "double"}
+PRECISIONS = ("float32", "tf32")
+
+
+@functools.cache
+def _kernel(source: str, name: str, dtype: str) -> Any:
+    import cupy
+
+    return cupy.RawModule(code=source, options=(f"-DREAL={REALS[dtype]}",)).get_function(name)
+
+
+def launch_kernel(source: str, name: str, dtype: np.dtype, n: int, arguments: tuple[Any, ...]) -> None:
+    """Run a CUDA kernel over n values on the current stream.
+
+    Parameters
+    ----------
+    source : str
+        CUDA C++; REAL in it becomes float or double, and its loops stride over the whole grid.
+    name : str
+        Of the kernel in it.
+    dtype : numpy.dtype
+    n : int
+    arguments : tuple
+        CuPy arrays, and NumPy scalars of the types that the kernel takes.
+    """
+    blocks = min(-(-n // THREADS), 1 << 16)
+    _kernel(source, name, str(dtype))((blocks,), (THREADS,), arguments)
+
+
+def symmetric_product(W: Array) -> Array:
+    """Return the lower triangle of W W^T (n, n) on a GPU by cuBLAS syrk; the rest is undefined."""
+    import cupy
+    from cupy import cublas
+
+    G = cupy.empty((len(W), len(W)), dtype=W.dtype)
+    return cublas.syrk("N", W, out=G, lower=True)
+
+
+def set_precision(precision: str) -> None:
+    """Choose how a GPU makes float32 products: "float32", or "tf32", with factors of 10 bits.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is neither.
+    DeviceError
+        If there is no CuPy, or it cannot choose.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    try:
+        from cupy._core import _routines_linalg as products
+
+        kind = products.COMPUTE_TYPE_TF32 if precision == "tf32" else products.COMPUTE_TYPE_FP32
+        products.set_compute_type(np.dtype(np.float32), kind)
+    except (ImportError, AttributeError) as error:
+        raise DeviceError(f"precision {precision!r} cannot be set: {_one_line(error)}") from error
+
+
+class Uploader:
+    """Copies batches to a GPU on a stream of its own, from pinned memory, while others are computed on.
+
+    Two buffers take turns on either side. A buffer is written again only after its copy, and what was
+    computed from it, are done; the host waits for the former, the copying stream for the latter.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.cuda = device.xp.cuda
+        self.xp = device.xp
+        self.stream = self.cuda.Stream(non_blocking=True)
+        self.slots: list[dict[str, Any]] = [{}, {}]
+        self.number = 0
+
+    def __call__(self, x: np.ndarray, prepare: Callable[[Array], Array]) -> Array:
+        """Return `prepare` of x on the device; its result must not be a view of its argument."""
+        slot = self.slots[self.number % 2]
+        self.number += 1
+        if not slot or slot["host"].nbytes < x.nbytes:
+            slot |= self._buffers(x.nbytes)
+        slot["copied"].synchronize()
+        host = slot["host"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        np.copyto(host, x)
+        device = slot["device"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        self.stream.wait_event(slot["used"])
+        device.set(host, stream=self.stream)
+        slot["copied"].record(self.stream)
+        current = self.cuda.get_current_stream()
+        current.wait_event(slot["copied"])
+        prepared = prepare(device)
+        slot["used"].record(current)
+        return prepared
+
+    def _buffers(self, size: int) -> dict[str, Any]:
+        self.cuda.get_current_stream().synchronize()
+        memory = self.cuda.alloc_pinned_memory(size)
+        return {
+            "host": np.frombuffer(memory, np.uint8, size),
+            "device": self.xp.empty(size, np.uint8),
+            "copied": self.cuda.Event(disable_timing=True),
+            "used": self.cuda.Event(disable_timing=True),
+        }
+
+
+@functools.cache
+def uploader(device: Device) -> Uploader:
+    """Return the one uploader of a GPU."""
+    return Uploader(device)
 
 
 def synchronise(device: Device) -> None:

@@ -86,7 +86,7 @@ def _targets(
             continue
         total += 2.0 * rows[l] * n * layer.used
         if l in reports:  # of a convolution the first u rows of W^-1 are made, not each patch's product
-            total += _solve(reports[l], *layer.W.shape, layer.used if is_conv else batch_size)
+            total += _solve(reports[l], n, layer.W.shape[1], layer.used if is_conv else batch_size)
     return total
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from npgait import kernels
 from npgait.augmentation import augment
-from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype
+from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype, uploader
 from npgait.streams import Streams
 
 IN_CACHE = 1 << 16  # values that are worked on at a time, so that both passes are over the cache
@@ -45,6 +46,9 @@ class Scaling:
     def apply(self, x: Array, dtype: np.dtype) -> Array:
         """Return (x - shift) * scale as a new array of `dtype`, of the shape of x."""
         xp = array_module(x)
+        if kernels.apply_to(x) and x.dtype == np.uint8:
+            shift, scale = (xp.asarray(np.reshape(v, -1), dtype=dtype) for v in (self.shift, self.scale))
+            return kernels.normalise(x, shift, scale, dtype)
         out = xp.empty(x.shape, dtype)
         # An image's row at once: NumPy is slow along an axis as short as that of the channels.
         columns = x.shape[-2] if np.ndim(self.shift) and x.ndim > 1 else 1
@@ -125,8 +129,12 @@ class Preparation:
 
     def __call__(self, x: Array, seed: tuple[int, int] | None = None) -> Array:
         """Return a batch on the device; augmented by chance that `seed` decides, where there is one."""
-        xp = self.device.xp
-        x = as_array(x, xp)
+        if self.device.is_gpu and isinstance(x, np.ndarray):
+            return uploader(self.device)(x, lambda x: self._on_device(x, seed))
+        return self._on_device(as_array(x, self.device.xp), seed)
+
+    def _on_device(self, x: Array, seed: tuple[int, int] | None) -> Array:
+        """Return a new array: x, which is on the device, cropped, augmented and scaled."""
         kind = "none" if seed is None else self.augmentation
         if kind != "none" or self.crop is not None:
             images = x if x.ndim == 4 else x[..., None]

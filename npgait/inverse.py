@@ -17,6 +17,7 @@ class SingularWeightsError(ArithmeticError):
 # Relative error allowed in d W^-1: well under what one training step can resolve in that dtype.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 METHODS = ("auto", "series", "lu")
+CHECK_EVERY = 64  # products on a GPU from one that is measured, and waited for, to the next
 
 
 @dataclass
@@ -26,6 +27,15 @@ class SolveReport:
     method: str  # "series", "refinement", "lu" or "qr"
     terms: int  # powers of R that were added, or corrections; 0 for LU and QR
     residual: float  # ||z W - d|| / ||d||, measured
+
+
+@dataclass
+class _Plan:
+    """How a product is made on a GPU, and how often without looking at the result."""
+
+    method: str
+    terms: int
+    left: int
 
 
 @dataclass
@@ -52,11 +62,15 @@ class InverseSolver:
     reports : list of SolveReport, optional
         Where given, each product appends how it was made and its measured residual (one more
         product, so for measured steps only).
+    plans : dict
+        On a GPU: how the product was last made for each layer. It is made so again, with a term to
+        spare, `CHECK_EVERY` times without a look at the result, for which the host would have to wait.
     """
 
     tolerance: float | None = None
     method: str = "auto"
     reports: list[SolveReport] | None = field(default=None, repr=False)
+    plans: dict[str, _Plan] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -95,6 +109,9 @@ class InverseSolver:
                 f"{name} has shape {W.shape} and no inverse; GAIT-prop, TP and ITP need every layer "
                 "but the first square (add auxiliary units, stored or implicit)"
             )
+        planned = self._as_planned(d, W, G, name)
+        if planned is not None:
+            return planned
         tolerance = self.tolerance or DEFAULT_TOLERANCE[str(W.dtype)]
         direct = "lu" if n == m else "qr"
         z, method, terms = None, direct, 0
@@ -109,7 +126,19 @@ class InverseSolver:
             z, terms = _direct(d, W, name), 0
         if self.reports is not None:
             self.reports.append(SolveReport(method, terms, _relative_residual(z, d, W)))
+        elif array_module(d) is not np:
+            self.plans[name] = _Plan(method, terms + 1, CHECK_EVERY)
         return z
+
+    def _as_planned(self, d: Array, W: Array, G: Array | None, name: str) -> Array | None:
+        """Return z as it was last made for this layer, or None where it is time to look."""
+        plan = self.plans.get(name)
+        if plan is None or plan.left == 0 or plan.method in ("lu", "qr"):
+            return None
+        plan.left -= 1
+        if plan.method == "series":
+            return _fixed_series(d, W, gram(W) if G is None else G, plan.terms)
+        return _fixed_refinement(d, W, plan.terms)
 
     def _terms_that_pay(self, d: Array, n: int) -> int:
         """Return how many terms cost less than LU.
@@ -131,12 +160,12 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
     the terms), so the residual is measured before z is trusted.
     """
     xp = array_module(d)
-    c2 = scale_of(G)
+    c2 = float(scale_of(G))
     if not (c2 > 0 and np.isfinite(c2)):
         return None, 0
     R = residual(G, c2)
     tall = len(G) < len(W)  # then W^T comes last: R is of the other side
-    term = (d if tall else d @ W[:, : d.shape[-1]].T) * d.dtype.type(1 / c2)
+    term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
     z = term
     size = last = float(xp.linalg.norm(term))
     limit = tolerance * size
@@ -159,6 +188,30 @@ def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[
         z = z + term
         before, last = last, float(xp.linalg.norm(term))
     return None, most
+
+
+def _fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
+    """Return the sum of `_series` after so many terms, whatever it is."""
+    c2 = scale_of(G)
+    R = residual(G, c2)
+    tall = len(G) < len(W)
+    z = term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
+    for _ in range(terms):
+        term = term @ R
+        z = z + term
+    return z @ W.T if tall else z
+
+
+def _fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
+    """Return z of `_refined` after so many corrections, whatever it is."""
+    r = d.reshape(-1, d.shape[-1])
+    c2 = array_module(d).vdot(W, W) / W.shape[1]
+    z = r @ W[:, : r.shape[1]].T * (1 / c2)
+    for _ in range(corrections):
+        left = -(z @ W)
+        left[:, : r.shape[1]] += r
+        z += left @ W.T * (1 / c2)
+    return z.reshape(*d.shape[:-1], len(W))
 
 
 def _refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | None, int]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import in_threads
 
@@ -135,10 +136,14 @@ class Adam:
             for arrays in zip(parameters, gradients, self.m, self.v, strict=True)
             for part in in_cache(*arrays)
         ]
-        in_threads(lambda part: self._step(*part, rate, epsilon), parts, parameters[0])
+        in_threads(lambda part: self._step(part, rate, epsilon), parts, parameters[0])
 
-    def _step(self, p: Array, g: Array, m: Array, v: Array, rate: float, epsilon: float) -> None:
+    def _step(self, part: tuple[Array, ...], rate: float, epsilon: float) -> None:
         """One step of a part of a parameter, with one temporary."""
+        p, g, m, v = part
+        if kernels.apply_to(p, g, m, v):
+            kernels.adam(p, g, m, v, rate, self.beta1, self.beta2, epsilon)
+            return
         xp = array_module(p)
         # m <- beta1 m + (1 - beta1) g
         m *= self.beta1

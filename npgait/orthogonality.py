@@ -11,13 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from npgait.backend import Array, array_module
+from npgait import kernels
+from npgait.backend import Array, array_module, symmetric_product
 from npgait.parallel import in_threads
 
 
 def gram(W: Array) -> Array:
     """Return G = W W^T (n, n) of a square W, or G = W^T W (m, m) of a W with n > m."""
-    return W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+    rows = W if W.shape[0] <= W.shape[1] else W.T
+    if array_module(W) is np:
+        return rows @ rows.T  # which NumPy takes for what it is: half a product, and its mirror image
+    G = symmetric_product(array_module(W).ascontiguousarray(rows))
+    kernels.mirror(G)
+    return G
 
 
 def grams(weights: Sequence[Array | None]) -> list[Array | None]:
@@ -50,9 +56,9 @@ def conformal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
     return _times(_minus_diagonal(G, c2, 4 * strength / c2), W)
 
 
-def scale_of(G: Array) -> float:
+def scale_of(G: Array) -> Array:
     """Return c^2 = trace(W W^T) / n."""
-    return float(G.trace()) / len(G)
+    return G.trace() / len(G)  # stays on the device
 
 
 def _times(difference: Array, W: Array) -> Array:
@@ -60,9 +66,9 @@ def _times(difference: Array, W: Array) -> Array:
     return difference @ W if len(difference) == len(W) else W @ difference
 
 
-def _minus_diagonal(G: Array, diagonal: Array | float, factor: float) -> Array:
+def _minus_diagonal(G: Array, diagonal: Array | float, factor: Array | float) -> Array:
     """Return factor (G - diag(diagonal))."""
-    difference = G * G.dtype.type(factor)
+    difference = G * factor
     difference.reshape(-1)[:: len(G) + 1] -= factor * diagonal
     return difference
 
@@ -74,9 +80,9 @@ REGULARISERS = {
 }
 
 
-def residual(G: Array, c2: float = 1.0) -> Array:
+def residual(G: Array, c2: Array | float = 1.0) -> Array:
     """Return R = I - W W^T / c^2 (n, n)."""
-    R = G * G.dtype.type(-1 / c2)
+    R = G * (-1 / c2)
     R.reshape(-1)[:: len(R) + 1] += 1  # the diagonal
     return R
 

@@ -65,7 +65,7 @@ def read_info(folder: Path) -> dict[str, str | None]:
         info = json.loads(read_text(path, 1 << 20))
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
-    found = {key: info.get(key) for key in ("device", "data")} if isinstance(info, dict) else {}
+    found = {key: info.get(key) for key in ("device", "data", "precision")} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
         raise RunFolderError(f"{path}: does not say where the run was computed")
     return found

@@ -23,7 +23,17 @@ from npgait.optimizers import SGD, Adam, Momentum, Optimizer
 from npgait.rules import bind, draw_feedback
 from npgait.run_folder import CHECKPOINT, write_metrics
 from npgait.streams import Streams, random_streams
-from npgait.training import EpochDone, Event, Measured, Progress, Recipe, StepDone, Tally, train
+from npgait.training import (
+    EpochDone,
+    Event,
+    Measured,
+    Progress,
+    Recipe,
+    StepDone,
+    Tally,
+    check_finite,
+    train,
+)
 
 MAY_CHANGE = ("epochs", "checkpoint_minutes", "description")  # between a run and its resumption
 
@@ -124,6 +134,7 @@ def _build_optimizer(e: Experiment) -> Optimizer:
 
 def save_session(path: Path, session: Session, data_digest: str) -> None:
     """Write a session to a checkpoint; see `checkpoint` for the format."""
+    check_finite(session.progress)  # nothing that diverged replaces a good checkpoint
     feedback = session.network.feedback or []
     arrays: dict[str, dict[str, Array]] = {
         "parameters": dict(session.network.named_parameters()),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from npgait.backend import Array
+from npgait.backend import Array, array_module
 from npgait.data import Source
-from npgait.metrics import LayerMeasures, correct_within, measure
+from npgait.events import EpochDone, Event, Measured, Progress, StepDone, Tally
+from npgait.metrics import LayerMeasures, measure
 from npgait.network import Network, Update, first_nonfinite
 from npgait.optimizers import Optimizer
 from npgait.orthogonality import REGULARISERS
@@ -25,6 +25,7 @@ from npgait.streams import Streams
 
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 REDUCTIONS = ("sum", "mean")
+LOOK_EVERY = 50  # steps from one look at the losses of a GPU to the next
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -78,75 +79,6 @@ class Recipe:
             )
 
 
-@dataclass
-class Tally:
-    """Sums over samples: loss, top-1, top-5 and how many there were."""
-
-    loss: float = 0.0
-    top1: int = 0
-    top5: int = 0
-    samples: int = 0
-
-    def add(self, loss: Array, y: Array, labels: Array) -> None:
-        """Count a batch in: loss (B,), outputs (B, n), labels (B,)."""
-        self.loss += float(loss.sum(dtype=np.float64))
-        self.top1 += int(correct_within(y, labels, 1))
-        self.top5 += int(correct_within(y, labels, 5))
-        self.samples += len(y)
-
-    def means(self, prefix: str) -> dict[str, float]:
-        """Return loss, top-1 and top-5 per sample, their names after `prefix`."""
-        n = max(self.samples, 1)
-        values = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
-        return {f"{prefix}_{key}": value for key, value in values.items()}
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with weights, optimizer and streams, all that resuming needs."""
-
-    epoch: int = 0  # epochs completed
-    batch: int = 0  # batches done of the epoch under way
-    step: int = 0  # batches done in all
-    seconds: float = 0.0  # training time of the epoch under way
-    tally: Tally = field(default_factory=Tally)  # of the epoch under way
-    streams: str = ""  # state of the random streams as the epoch under way began
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """A batch was learned from."""
-
-    step: int
-    epoch: int
-    batch: int  # batches done of this epoch
-    batches: int  # batches of an epoch
-    loss: float  # mean over the batch
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The layers were measured; belongs to the step that is done next."""
-
-    step: int
-    epoch: int
-    layers: list[LayerMeasures]
-
-    def row(self) -> dict[str, Any]:
-        """Return the event as plain values."""
-        return {"step": self.step, "epoch": self.epoch, "layers": [asdict(m) for m in self.layers]}
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """An epoch is complete; `row` holds its metrics."""
-
-    row: dict[str, Any]
-
-
-Event = StepDone | Measured | EpochDone
-
-
 def _no_lap(part: str) -> None:
     """Take no time."""
 
@@ -184,14 +116,15 @@ def train_step(
     Raises
     ------
     TrainingDivergedError
-        If the loss is not finite; the weights are then as they were.
+        If the loss is not finite; the weights are then as they were. On a GPU, where looking means
+        waiting, `train` looks later, at the sums over many steps.
     """
     layers, rule = network.layers, recipe.rule
     records = network.forward(x, auxiliary=rule.auxiliary)
     lap("forward")
     y = records[-1].y[:, : network.n_classes]
     loss, error = recipe.loss(y, labels)
-    if not np.isfinite(float(loss.sum())):
+    if array_module(loss) is np and not np.isfinite(loss.sum()):
         where = first_nonfinite(layers, records) or layers[-1].name
         raise TrainingDivergedError(
             f"the loss is not finite at step {step}; the first layer with values that are not is "
@@ -310,10 +243,27 @@ def train(
             progress.batch += 1
             progress.step += 1
             progress.seconds += time.perf_counter() - started
+            if progress.step % LOOK_EVERY == 0:
+                check_finite(progress)
             if measured:
                 yield Measured(progress.step, epoch, measured)
-            yield StepDone(progress.step, epoch, progress.batch, batches, float(loss.mean()))
+            yield StepDone(progress.step, epoch, progress.batch, batches, _late_mean(loss))
         yield _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
+
+
+def _late_mean(loss: Array) -> float | Array:
+    """Return the mean as a number, or on a GPU as an array that is not waited for."""
+    return float(loss.mean()) if array_module(loss) is np else loss.mean()
+
+
+def check_finite(progress: Progress) -> None:
+    """Raise a TrainingDivergedError where the losses of the epoch under way are not finite."""
+    progress.tally.fetch()
+    if not np.isfinite(progress.tally.loss):
+        raise TrainingDivergedError(
+            f"the loss is not finite at step {progress.step} or up to {LOOK_EVERY} steps before; "
+            "lower the learning rate, or raise ortho_strength"
+        )
 
 
 def _finish_epoch(
@@ -325,6 +275,7 @@ def _finish_epoch(
     evaluate_train: bool,
 ) -> EpochDone:
     """Check the weights, evaluate, and move `progress` to the next epoch."""
+    check_finite(progress)
     for name, parameter in network.named_parameters():
         if not np.isfinite(float(abs(parameter).max())):
             raise TrainingDivergedError(

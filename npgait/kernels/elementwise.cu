@@ -17,16 +17,10 @@ extern "C" __global__ void bias_activation(REAL* __restrict__ a, const REAL* __r
     }
 }
 
-// delta = f'(a) * e
-extern "C" __global__ void local_delta(const REAL* __restrict__ a, const REAL* __restrict__ e,
-                                       REAL* __restrict__ delta, long long n, REAL slope) {
-    FOR_EACH(t, n) delta[t] = a[t] > 0 ? e[t] : slope * e[t];
-}
-
-// v = f'(a)^2 * e
-extern "C" __global__ void gait_direction(const REAL* __restrict__ a, const REAL* __restrict__ e,
-                                          REAL* __restrict__ v, long long n, REAL slope) {
-    FOR_EACH(t, n) v[t] = a[t] > 0 ? e[t] : slope * slope * e[t];
+// out = f'(a)^power * e; `factor` is slope^power.
+extern "C" __global__ void times_derivative(const REAL* __restrict__ a, const REAL* __restrict__ e,
+                                            REAL* __restrict__ out, long long n, REAL factor) {
+    FOR_EACH(t, n) out[t] = a[t] > 0 ? e[t] : factor * e[t];
 }
 
 // d = [f^-1(y) - f^-1(y - s v)] / s, s one value a sample of `per_sample` values; s = 0 is the limit.
@@ -48,19 +42,18 @@ extern "C" __global__ void difference(const REAL* __restrict__ y, const REAL* __
     }
 }
 
-// Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, p <- p - rate m / (sqrt(v / correct2) + eps)
-// with rate = lr / correct1. A step whose loss is not finite (ok is 0) changes nothing.
+// Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, p <- p - rate m / (sqrt(v) + epsilon), the bias
+// corrections in rate and epsilon.
 extern "C" __global__ void adam(REAL* __restrict__ p, const REAL* __restrict__ g, REAL* __restrict__ m,
-                                REAL* __restrict__ v, const int* __restrict__ ok, long long n, REAL rate,
-                                REAL beta1, REAL beta2, REAL correct2, REAL epsilon) {
-    if (*ok == 0) return;
+                                REAL* __restrict__ v, long long n, REAL rate, REAL beta1, REAL beta2,
+                                REAL epsilon) {
     FOR_EACH(t, n) {
         REAL gradient = g[t];
         REAL first = beta1 * m[t] + (1 - beta1) * gradient;
         REAL second = beta2 * v[t] + (1 - beta2) * gradient * gradient;
         m[t] = first;
         v[t] = second;
-        p[t] -= rate * first / (sqrt(second / correct2) + epsilon);
+        p[t] -= rate * first / (sqrt(second) + epsilon);
     }
 }
 
@@ -71,5 +64,14 @@ extern "C" __global__ void normalise(const unsigned char* __restrict__ x, const 
     FOR_EACH(t, n) {
         int c = t % channels;
         out[t] = ((REAL)x[t] - shift[c]) * scale[c];
+    }
+}
+
+// G[j, i] = G[i, j] for j > i: the triangle that a symmetric product (syrk) leaves out.
+extern "C" __global__ void mirror(REAL* __restrict__ G, long long n, int size) {
+    FOR_EACH(t, n) {
+        int j = t % size;
+        int i = (int)(t / size);
+        if (j < i) G[(long long)j * size + i] = G[t];
     }
 }

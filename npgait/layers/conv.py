@@ -127,8 +127,7 @@ class Conv2D:
             x_p = self._patches(x[part])
             a_p = a[part].reshape(-1, u)
             array_module(x).matmul(x_p, self.W[:, :u], out=a_p)
-            a_p += self.b[:u]
-            y[part] = self.f(a[part])
+            y[part] = self.f.biased(a_p, self.b[:u]).reshape(y[part].shape)
 
         in_threads(forward, self._slices(x), x)
         return a, y
@@ -233,8 +232,7 @@ class Conv2D:
 
         def local_update(part: slice) -> tuple[Array, Array]:
             x_p = self._patches(x[part])
-            delta = self.f.derivative(a[part][..., :u])
-            delta *= error[part]
+            delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
             delta_p = delta.reshape(-1, u)
             return x_p.T @ delta_p, delta_p.sum(axis=0)
 

@@ -111,8 +111,7 @@ class Dense:
         """
         u = self.n_out if auxiliary else self.used
         a = self._flat(x) @ self.W[:, :u]
-        a += self.b[:u]
-        y = self.f(a)
+        y = self.f.biased(a, self.b[:u])  # a = x W + b, y = f(a)
         return a, y
 
     def inverse(self, y: Array, x: Array | None = None) -> Array:
@@ -207,8 +206,7 @@ class Dense:
         db : array (n_out,)
         """
         u = self.used
-        delta = self.f.derivative(a[:, :u])
-        delta *= error
+        delta = self.f.times_derivative(a[:, :u], error)  # f'(a) * e
         dW = self._flat(x).T @ delta
         db = delta.sum(axis=0)
         return with_auxiliary(dW, self.n_out), with_auxiliary(db, self.n_out)

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from npgait import kernels
 from npgait.backend import Array, array_module
 
 PADDINGS = ("SAME", "VALID")
@@ -99,6 +100,11 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     xp = array_module(x)
     rows, columns = window.positions
     k, s = window.kernel, window.stride
+    if kernels.apply_to(x):
+        n = len(x) * rows * columns * window.patch_size
+        patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
+        kernels.cut_patches(x, patches, _geometry(window))
+        return patches.reshape(-1, window.patch_size)
     padded = _padded(x, window)
     b, h, w, c = padded.strides
     view = xp.lib.stride_tricks.as_strided(
@@ -141,6 +147,10 @@ def add_patches(patches: Array, window: Window) -> Array:
     k, s, c = window.kernel, window.stride, window.channels
     (top, bottom), (left, right) = window.pads
     parts = patches.reshape(-1, rows, columns, k, k * c)
+    if kernels.apply_to(patches):
+        x = xp.empty((len(parts), window.height, window.width, c), patches.dtype)
+        kernels.add_patches(patches, x, _geometry(window))
+        return x
     # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
     height = max(window.height + top + bottom, (rows - 1) * s + k)
     width = max(window.width + left + right, (columns - 1) * s + k)
@@ -157,6 +167,13 @@ def add_patches(patches: Array, window: Window) -> Array:
             )
             pixels += parts[:, :, first::apart, i]
     return padded[:, top : top + window.height, left : left + window.width]
+
+
+def _geometry(window: Window) -> tuple[int, ...]:
+    """Return what a kernel has to know: H, W, C, k, stride, top, left, rows, columns."""
+    (top, _), (left, _) = window.pads
+    shape = (window.height, window.width, window.channels)
+    return (*shape, window.kernel, window.stride, top, left, *window.positions)
 
 
 def count_patches(window: Window, xp: ModuleType, dtype: np.dtype) -> Array:

@@ -24,5 +24,5 @@ def bp(layers: Sequence[Layer], records: Sequence[Record], error: Array) -> list
     for layer, (x, a, _) in zip(reversed(layers), reversed(records), strict=True):
         updates.insert(0, layer.local_update(x, a, e))
         if layer is not layers[0]:
-            e = layer.transpose(layer.f.derivative(a) * e)
+            e = layer.transpose(layer.f.times_derivative(a, e))  # (f'(a) * e) W^T
     return updates

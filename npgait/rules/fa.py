@@ -33,5 +33,5 @@ def fa(
     for layer, (x, a, _), B in walk:
         updates.insert(0, layer.local_update(x, a, e))
         if layer is not layers[0]:
-            e = layer.transpose(layer.f.derivative(a) * e, B)
+            e = layer.transpose(layer.f.times_derivative(a, e), B)  # (f'(a) * e) B^T
     return updates

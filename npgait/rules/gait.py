@@ -71,7 +71,7 @@ def gait(
         updates.insert(0, layer.local_update(x, a, e))
         if l == 0:
             break
-        v = layer.f.derivative(a) ** 2 * e
+        v = layer.f.times_derivative(a, e, power=2)  # f'(a)^2 * e
         s = _normalised_size(gamma, layer.n_units, e) if normalised else gamma * s
         if trace is not None:
             trace(l, v, s)

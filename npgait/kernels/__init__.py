@@ -1,0 +1,99 @@
+"""CUDA kernels: what CuPy would do in several passes over memory, or with atomics, in one pass without.
+
+Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
+in NumPy; the sources beside this file are the same for a GPU. They are compiled on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, array_module, launch_kernel
+
+
+def apply_to(*arrays: Array) -> bool:
+    """Return whether kernels work on these arrays: on a GPU, each in one piece."""
+    return array_module(arrays[0]) is not np and all(a.flags.c_contiguous for a in arrays)
+
+
+def bias_activation(a: Array, b: Array, slope: float) -> Array:
+    """Do a <- a + b in place, and return y = f(a): a (..., u), b (u,)."""
+    y = array_module(a).empty_like(a)
+    u = np.int32(a.shape[-1])
+    _launch(
+        "elementwise.cu", "bias_activation", a, a.size, a, b, y, np.int64(a.size), u, _real(a, slope)
+    )
+    return y
+
+
+def times_derivative(a: Array, e: Array, slope: float, power: int) -> Array:
+    """Return f'(a)^power * e."""
+    out = array_module(a).empty_like(e)
+    factor = _real(a, slope**power)
+    _launch("elementwise.cu", "times_derivative", a, a.size, a, e, out, np.int64(a.size), factor)
+    return out
+
+
+def difference(y: Array, v: Array, s: Array | float, slope: float) -> Array:
+    """Return d = [f^-1(y) - f^-1(y - s v)] / s: s one value a sample, or one for all."""
+    xp = array_module(y)
+    s = xp.broadcast_to(xp.asarray(s, dtype=y.dtype).reshape(-1), (len(y),)).copy()
+    d = xp.empty_like(y)
+    per_sample = np.int64(y.size // max(len(y), 1))
+    sizes = (np.int64(y.size), per_sample, _real(y, slope))
+    _launch("elementwise.cu", "difference", y, y.size, y, v, s, d, *sizes)
+    return d
+
+
+def adam(
+    p: Array, g: Array, m: Array, v: Array, rate: float, beta1: float, beta2: float, epsilon: float
+) -> None:
+    """Change p, m and v by one step of Adam, in place."""
+    numbers = (_real(p, x) for x in (rate, beta1, beta2, epsilon))
+    _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, np.int64(p.size), *numbers)
+
+
+def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
+    """Return (x - shift) * scale of bytes x (..., channels): shift and scale one value a channel."""
+    out = array_module(x).empty(x.shape, dtype)
+    sizes = (np.int64(x.size), np.int32(shift.size))
+    _launch("elementwise.cu", "normalise", out, x.size, x, shift, scale, out, *sizes)
+    return out
+
+
+def mirror(G: Array) -> None:
+    """Copy the lower triangle of G (n, n) to the upper one, in place."""
+    _launch("elementwise.cu", "mirror", G, G.size, G, np.int64(G.size), np.int32(len(G)))
+
+
+def cut_patches(x: Array, patches: Array, geometry: tuple[int, ...]) -> None:
+    """Fill `patches` from images; geometry: H, W, C, k, stride, top, left, rows, columns."""
+    _patches("cut_patches", x, patches, patches.size, geometry)
+
+
+def add_patches(patches: Array, x: Array, geometry: tuple[int, ...]) -> None:
+    """Fill images `x` with the sums of the patches that cover their pixels."""
+    _patches("add_patches", patches, x, x.size, geometry)
+
+
+def _patches(name: str, source: Array, target: Array, n: int, geometry: tuple[int, ...]) -> None:
+    sizes = (np.int64(n), *(np.int32(value) for value in geometry))
+    _launch("patches.cu", name, target, n, source, target, *sizes)
+
+
+def _real(like: Array, value: float) -> Any:
+    return like.dtype.type(value)
+
+
+def _launch(file: str, name: str, like: Array, n: int, *arguments: Any) -> None:
+    """Run a kernel over n values, in the floating-point type of `like`."""
+    if n:
+        launch_kernel(source(file), name, like.dtype, n, arguments)
+
+
+def source(file: str) -> str:
+    """Return the CUDA source of a file beside this one."""
+    return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")

@@ -1,0 +1,70 @@
+"""The CUDA kernels on the CPU: their sources compiled as C++, one thread that strides over everything.
+
+What a kernel computes, and what the library passes to it, is then tested where there is no GPU. How it
+runs on one is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PRELUDE = """
+#include <cmath>
+#include <algorithm>
+#define __global__
+#define __restrict__
+using std::sqrt; using std::min; using std::max;
+struct Index { int x; };
+static const Index blockIdx = {0}, threadIdx = {0}, blockDim = {1}, gridDim = {1};
+"""
+REALS = {"float32": "float", "float64": "double"}
+TYPES = {
+    np.dtype(np.int64): ctypes.c_longlong,
+    np.dtype(np.int32): ctypes.c_int,
+    np.dtype(np.float32): ctypes.c_float,
+    np.dtype(np.float64): ctypes.c_double,
+}
+
+
+@functools.cache
+def _library(source: str, dtype: str) -> ctypes.CDLL:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler to run the kernels with")
+    folder = Path(tempfile.mkdtemp())
+    (folder / "kernels.cpp").write_text(PRELUDE + source)
+    command = [compiler, "-O1", "-shared", "-fPIC", f"-DREAL={REALS[dtype]}", "-o"]
+    subprocess.run([*command, folder / "kernels.so", folder / "kernels.cpp"], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def launch_kernel(source: str, name: str, dtype: np.dtype, n: int, arguments: tuple) -> None:
+    """Stand in for `npgait.backend.launch_kernel`, for NumPy arrays."""
+    assert n > 0
+    values = []
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            assert argument.flags.c_contiguous
+            values.append(ctypes.c_void_p(argument.ctypes.data))
+        else:
+            values.append(TYPES[argument.dtype](argument.item()))
+    getattr(_library(source, str(dtype)), name)(*values)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Every kernel of the library at work on NumPy arrays."""
+    from npgait import kernels
+
+    monkeypatch.setattr(kernels, "launch_kernel", launch_kernel)
+    monkeypatch.setattr(
+        kernels, "apply_to", lambda *arrays: all(array.flags.c_contiguous for array in arrays)
+    )
