@@ -144,12 +144,13 @@ class InverseSolver:
         """Return how many terms cost less than LU.
 
         A term costs 2 B n^2 operations (a refinement two such). LU costs 2/3 n^3, at about a third of
-        the speed of a matrix product (so 2 n^3), and B n^2 twice for the two triangular solves.
+        the speed of a matrix product (so 2 n^3), 2 B n^2 for the two triangular solves, at half of it,
+        and 2 B n^2 to see whether W was singular.
         """
         if self.method == "series":
             return 1000
         rows = d.size // d.shape[-1]
-        return 1 + n // max(rows, 1)
+        return 3 + n // max(rows, 1)
 
 
 def _series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:

@@ -65,7 +65,8 @@ def read_info(folder: Path) -> dict[str, str | None]:
         info = json.loads(read_text(path, 1 << 20))
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
-    found = {key: info.get(key) for key in ("device", "data", "precision")} if isinstance(info, dict) else {}
+    keys = ("device", "data", "precision")
+    found = {key: info.get(key) for key in keys} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
         raise RunFolderError(f"{path}: does not say where the run was computed")
     return found
