@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from npgait.backend import Device, synchronise
+from npgait.cli.completion import complete_presets
 from npgait.cli.execute import shape_in
 from npgait.cli.options import (
     choose_device,
@@ -73,7 +74,7 @@ class Timed:
 
 
 @click.command()
-@click.argument("preset", default="cifar10")
+@click.argument("preset", default="cifar10", shell_complete=complete_presets)
 @click.option(
     "--rule",
     "-r",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from npgait.backend import Device
+from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads, keep_memory
@@ -20,7 +20,6 @@ from npgait.loaders.batches import sources
 from npgait.plots import plot_run
 from npgait.run_folder import CHECKPOINT, PLOTS, hidden_angle, read_metrics
 from npgait.session import Session, build_session, restore_session, run_session
-from npgait.training import EpochDone, StepDone
 
 AnyDataset = Dataset | StoredDataset
 
@@ -112,30 +111,12 @@ def _train(
     stop: Callable[[], bool],
     quiet: bool,
 ) -> None:
-    """Train one session, with a progress bar on a terminal and a line an epoch elsewhere."""
+    """Train one session, showing a line an epoch."""
     e = session.experiment
-    batches = -(-len(train_data) // e.batch_size)
-    on_terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=e.epochs * batches,
-        initial=session.progress.step,
-        desc=e.name,
-        unit="batch",
-        disable=quiet or not on_terminal,
-    )
-    with bar, blas_threads(session.network, e.batch_size):
-        events = run_session(session, train_data, test_data, folder / e.name, digest, stop=stop)
-        for event in events:
-            if isinstance(event, StepDone):
-                bar.update()
-            elif isinstance(event, EpochDone):
-                row = event.row
-                text = f"loss {row['train_loss']:.3f}, train top-1 {row['train_top1']:.1%}"
-                if "test_top1" in row:
-                    text += f", test {row['test_top1']:.1%}"
-                bar.set_postfix_str(text)
-                if not quiet and not on_terminal:
-                    click.echo(f"{e.name}: epoch {row['epoch']}/{e.epochs}, {text}")
+    epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
+    with epochs, blas_threads(session.network, e.batch_size):
+        for event in run_session(session, train_data, test_data, folder / e.name, digest, stop=stop):
+            epochs.show(event)
 
 
 def summary(folder: Path, experiments: Sequence[Experiment]) -> str:

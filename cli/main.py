@@ -10,6 +10,9 @@ from npgait import __version__
 from npgait.backend import DeviceError
 from npgait.checkpoint import CheckpointError
 from npgait.cli.bench import bench
+from npgait.cli.check import check
+from npgait.cli.compare import compare, plot, report
+from npgait.cli.completion import completion
 from npgait.cli.data import data
 from npgait.cli.presets import presets
 from npgait.cli.resume import resume
@@ -64,7 +67,7 @@ def cli() -> None:
     """
 
 
-for command in (run, resume, presets, data, bench):
+for command in (run, resume, presets, data, compare, plot, report, check, bench, completion):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from npgait.cli.completion import complete_presets
 from npgait.cli.table import format_table
 from npgait.experiments import find_experiments, preset_files, read_experiments, to_toml
 
@@ -30,7 +31,7 @@ def list_presets() -> None:
 
 
 @presets.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_presets)
 def show(name: str) -> None:
     """Print preset NAME as TOML with every key, to start a file of one's own from."""
     files = preset_files()

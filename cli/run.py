@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from npgait.backend import Device
+from npgait.cli.completion import complete_presets
 from npgait.cli.execute import execute
 from npgait.cli.options import (
     choose_device,
@@ -30,7 +32,7 @@ from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 
 
 @click.command()
-@click.argument("preset", default="digits")
+@click.argument("preset", default="digits", shell_complete=complete_presets)
 @data_option
 @device_option
 @precision_option
@@ -43,6 +45,13 @@ from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
     metavar="KEY=VALUE",
     help="Override a key of every experiment, such as epochs=3 (repeatable).",
 )
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Repeat every experiment with so many seeds, counted from its own.",
+)
 @plots_option
 @quiet_option
 def run(
@@ -53,6 +62,7 @@ def run(
     out: Path | None,
     only: Sequence[str],
     overrides: Sequence[str],
+    seeds: int,
     plots: bool,
     quiet: bool,
 ) -> None:
@@ -66,9 +76,10 @@ def run(
     npgait run
     npgait run mnist-gait-4l --data ~/data --set epochs=3
     npgait run my.toml --device gpu
+    npgait run digits --seeds 5
     """  # noqa: D301 - click wants the control character
     experiments = find_experiments(preset, dict(map(parse_override, overrides)))
-    experiments = selected(experiments, only)
+    experiments = repeated(selected(experiments, only), seeds)
     chosen = choose_device(device, precision)
     load = loader(data_dir)
     for experiment in experiments:
@@ -76,6 +87,17 @@ def run(
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen, precision)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)
+
+
+def repeated(experiments: Sequence[Experiment], seeds: int) -> list[Experiment]:
+    """Return each experiment with so many seeds, the seed in its name; with one seed, as they are."""
+    if seeds == 1:
+        return list(experiments)
+    return [
+        replace(e, name=f"{e.name}-seed{e.seed + number}", seed=e.seed + number)
+        for e in experiments
+        for number in range(seeds)
+    ]
 
 
 def _make_folder(out: Path | None, preset: str) -> Path:

@@ -43,7 +43,7 @@ def plot_run(folder: Path, experiments: Mapping[str, Rows]) -> list[Path]:
     return written
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
+def new_figure(panels: int) -> tuple[Any, list[Any]]:
     """Return a figure with `panels` axes side by side; made without pyplot, so no window, no state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def _curves(experiments: Mapping[str, Rows], key: str, label: str, factor: float
     """Draw train and test curves per epoch, one colour an experiment."""
     if not any(_epochs(rows) for rows in experiments.values()):
         return None
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     for ax, split in zip(axes, ("train", "test"), strict=True):
         for number, (name, rows) in enumerate(experiments.items()):
             points = [
@@ -83,7 +83,7 @@ def _curves(experiments: Mapping[str, Rows], key: str, label: str, factor: float
             ]
             if points:
                 style = "o" if len(points) == 1 else "-"
-                ax.plot(*zip(*points, strict=True), style, color=_colour(number), label=name)
+                ax.plot(*zip(*points, strict=True), style, color=colour(number), label=name)
         ax.set(title=split, xlabel="epoch", ylabel=label)
         if key == "loss":
             ax.set_yscale("log")
@@ -99,7 +99,7 @@ def _angles(experiments: Mapping[str, Rows]) -> Any:
     measured = {name: rows for name, rows in measured.items() if rows}
     if not measured:
         return None
-    figure, axes = _figure(len(measured))
+    figure, axes = new_figure(len(measured))
     for ax, (name, rows) in zip(axes, measured.items(), strict=True):
         layers = [layer["layer"] for layer in rows[0]["layers"]]
         for l, layer in enumerate(layers):
@@ -117,5 +117,6 @@ def _angles(experiments: Mapping[str, Rows]) -> Any:
     return figure
 
 
-def _colour(number: int) -> str:
+def colour(number: int) -> str:
+    """Return the colour of line `number`, the same in every figure."""
     return COLOURS[number % len(COLOURS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -165,7 +166,13 @@ def test_a_damaged_checkpoint_is_a_clear_message(finished, tmp_path):
     assert "checkpoint.h5" in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["resume"], ["presets"], ["presets", "show"]])
+def every_command(command=cli, path=()):
+    yield list(path)
+    for name, below in getattr(command, "commands", {}).items():
+        yield from every_command(below, (*path, name))
+
+
+@pytest.mark.parametrize("command", list(every_command()), ids=" ".join)
 def test_every_command_has_help(command):
     result = call(*command, "--help")
     assert result.exit_code == 0
@@ -346,3 +353,53 @@ def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
     result = call("resume", folder)
     assert result.exit_code == 2, result.output
     assert "run.json" in result.output
+
+
+def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accuracy_and_angle(tmp_path):
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "npgait", "run", "digits", "-e", "gait", "--set", "epochs=2"]
+    process = subprocess.Popen(
+        [*command, "--no-plots", "--out", str(tmp_path / "run"), "--device", "cpu"],
+        stderr=child,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is gone
+        while data := os.read(parent, 65536):
+            shown += data
+    os.close(parent)
+    assert process.wait() == 0
+    last = [
+        line.strip("\r").split("\r")[-1] for line in shown.decode().split("\n") if "gait 2/2" in line
+    ][-1]
+    for words in ("it/s", "left", "loss", "train", "test", "angle"):
+        assert words in last, last
+
+
+def test_piped_output_is_plain_lines(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "npgait", "run", "digits", "-e", "bp", "--set", "epochs=2", "--no-plots",
+         "--out", str(tmp_path / "run"), "--device", "cpu"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "bp: epoch 2/2, loss" in run.stdout
+    assert "left" in run.stdout
+    assert "\r" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_given_a_completion_script(shell):
+    run = CliRunner().invoke(cli, ["completion", shell])
+    assert run.exit_code == 0, run.output
+    assert "_NPGAIT_COMPLETE" in run.output
+
+
+def test_presets_are_completed(monkeypatch):
+    from npgait.cli.completion import complete_presets
+
+    names = [item.value for item in complete_presets(None, None, "cifar10-g")]
+    assert names == ["cifar10-gait-vanilla", "cifar10-gait"]
+    assert [item.type for item in complete_presets(None, None, "my.to")] == ["file"]

@@ -1,0 +1,111 @@
+"""`npgait check`: shows on this machine that the equations hold, for a preset's network or a run's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from npgait.backend import Device
+from npgait.checking import LayerCheck, check_session
+from npgait.cli.completion import complete_presets
+from npgait.cli.execute import shape_in
+from npgait.cli.options import choose_device, data_option, device_option, loader, selected
+from npgait.cli.table import format_table
+from npgait.config import Experiment
+from npgait.experiments import find_experiments, read_experiments
+from npgait.loaders.batches import sources
+from npgait.loaders.synthetic import random_images
+from npgait.run_folder import CHECKPOINT, CONFIG, read_info
+from npgait.session import Session, build_session, restore_session
+
+
+class FailedCheck(click.ClickException):
+    """An equation does not hold; what the check printed says which."""
+
+    exit_code = 1
+
+
+@click.command()
+@click.argument("preset", metavar="[PRESET|RUN]", default="digits", shell_complete=complete_presets)
+@click.option(
+    "--experiment", "-e", "only", multiple=True, help="Check this experiment only (repeatable)."
+)
+@data_option
+@device_option
+def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) -> None:
+    """Check that the equations hold, on this machine, for the networks of a preset or of a run.
+
+    Of a preset the networks are as they begin; of a run folder, as they were trained. For each layer:
+    the error of its inverse, the angle of GAIT-prop's update to backpropagation's, the angle between
+    absolute and difference targets at the network's own precision, and the distance from orthogonality.
+    Below each table stands in words what is fine and what is not. Without --data, presets are checked on
+    noise.
+
+    \b
+    npgait check
+    npgait check cifar10 -e cifar10-gait
+    npgait check runs/digits-20261123-101500
+    """  # noqa: D301 - click wants the control character
+    chosen = choose_device(device, None)
+    run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
+    experiments = read_experiments(run / CONFIG) if run else find_experiments(preset)
+    if run is not None and data_dir is None:
+        data = read_info(run)["data"]
+        data_dir = Path(data) if data else None
+    failed = []
+    for experiment in selected(experiments, only):
+        session, x, labels = _session(experiment, run, data_dir, chosen)
+        layers, findings = check_session(session, x, labels)
+        click.echo(f"{experiment.name} ({experiment.dtype}, {len(labels)} samples)\n")
+        click.echo(_table(layers) + "\n")
+        for finding in findings:
+            click.echo(f"  {finding.mark:5} {finding.text}")
+        click.echo()
+        failed += [experiment.name] * any(finding.wrong for finding in findings)
+    if failed:
+        raise FailedCheck(f"an equation does not hold in {', '.join(failed)}")
+    click.echo("every equation holds")
+
+
+def _session(
+    e: Experiment, run: Path | None, data_dir: Path | None, device: Device
+) -> tuple[Session, object, object]:
+    """Return a session, fresh or from its checkpoint, and a batch."""
+    synthetic = run is None and data_dir is None and e.data != "digits"
+    dataset = random_images(e.data, 64, image_size=e.image_size) if synthetic else loader(data_dir)(e)
+    session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
+    if run is not None and (run / e.name / CHECKPOINT).exists():
+        restore_session(run / e.name / CHECKPOINT, session, dataset.digest())
+    network = session.network
+    data, _ = sources(
+        dataset,
+        shape=network.shape_in,
+        dtype=network.dtype,
+        device=device,
+        normalisation=e.normalisation,
+        block=e.shuffle_block,
+    )
+    size = 16 if e.network == "imagenet" else 64
+    x, labels = next(data.batches(size))
+    return session, x, labels
+
+
+def _table(layers: Sequence[LayerCheck]) -> str:
+    header = ["layer", "inverse error", "GAIT to BP", "absolute to difference", "||I - W W^T||"]
+    rows = [
+        [
+            layer.name,
+            _cell(layer.inverse_error, "{:.1e}"),
+            _cell(layer.gait_to_bp, "{:.3f} deg"),
+            _cell(layer.absolute_to_difference, "{:.3f} deg"),
+            _cell(layer.distance, "{:.2e}"),
+        ]
+        for layer in layers
+    ]
+    return format_table(header, rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,142 @@
+"""`npgait compare`, `plot` and `report`: what was trained, side by side, on paper and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from npgait.cli.table import format_table
+from npgait.comparison import Group, changed_settings, group_repetitions, read_run
+from npgait.figures import four_figures, save_figures
+from npgait.files import write_text
+from npgait.report import report_page
+from npgait.run_folder import PLOTS
+
+# Key of `Trained.final`, heading, form of a value.
+COLUMNS = (
+    ("epoch", "epochs", "{:.0f}"),
+    ("train_top1", "train top-1, %", "{:.2f}"),
+    ("test_top1", "test top-1, %", "{:.2f}"),
+    ("best_test_top1", "best, %", "{:.2f}"),
+    ("test_loss", "test loss", "{:.4f}"),
+    ("angle", "angle to BP", "{:.2f}"),
+    ("seconds", "time, s", "{:.1f}"),
+)
+runs_argument = click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+
+
+@click.command()
+@runs_argument
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("comparison"),
+    show_default=True,
+    help="Folder for the figures.",
+)
+@click.option("--plots/--no-plots", default=True, help="Draw the figures.")
+@click.option(
+    "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
+)
+def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
+    """Compare the experiments of one run or more: a table, and the papers' four figures.
+
+    Experiments that differ in nothing but their seed are one line: mean and standard deviation. The
+    figures are accuracy in training and test by epoch, the angle to backpropagation by step, and by
+    layer with its quartiles.
+
+    \b
+    npgait compare runs/digits-20261123-101500
+    npgait compare runs/bp runs/gait --out figures --format pdf
+    """  # noqa: D301 - click wants the control character
+    groups = read_groups(runs)
+    click.echo(table(groups))
+    changed = changed_settings(groups)
+    if changed and len(groups) > 1:
+        click.echo("\nwhat differs:\n" + changes_table(groups))
+    if plots:
+        for path in save_figures(four_figures(groups), out, kind):
+            click.echo(f"figure: {path}")
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Folder for the figures  [default: RUN/{PLOTS}]",
+)
+@click.option(
+    "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
+)
+def plot(run: Path, out: Path | None, kind: str) -> None:
+    """Draw the papers' four figures of a run, finished or not."""
+    for path in save_figures(four_figures(read_groups([run])), out or run / PLOTS, kind):
+        click.echo(f"figure: {path}")
+
+
+@click.command()
+@runs_argument
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page.",
+)
+def report(runs: Sequence[Path], out: Path) -> None:
+    """Write one HTML page of runs: table, figures, settings, environment, what changed between them.
+
+    The page is one file that opens without a network.
+    """
+    groups = read_groups(runs)
+    header = ["experiment", "seeds", *(heading for _, heading, _ in COLUMNS)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, report_page(groups, header, table_rows(groups)))
+    click.echo(f"report: {out}")
+
+
+def read_groups(runs: Sequence[Path]) -> list[Group]:
+    """Return the experiments of all runs, repetitions together."""
+    return group_repetitions([t for run in dict.fromkeys(runs) for t in read_run(run)])
+
+
+def table(groups: Sequence[Group]) -> str:
+    """Return the table of groups: mean, and spread where there is more than one seed."""
+    header = ["experiment", "seeds", *(heading for _, heading, _ in COLUMNS)]
+    return format_table(header, table_rows(groups))
+
+
+def table_rows(groups: Sequence[Group]) -> list[list[str]]:
+    """Return the cells of the table."""
+    rows = []
+    for group in groups:
+        summary = group.summary()
+        cells = []
+        for key, _, form in COLUMNS:
+            if key not in summary:
+                cells.append("-")
+                continue
+            mean, spread = (100 * v if "top1" in key else v for v in summary[key])
+            several = len(group.members) > 1 and key != "epoch"
+            cells.append(form.format(mean) + (" ± " + form.format(spread) if several else ""))
+        rows.append([group.label, str(len(group.members)), *cells])
+    return rows
+
+
+def changes_table(groups: Sequence[Group]) -> str:
+    """Return the keys that differ between groups, a column each."""
+    changed = changed_settings(groups)
+    rows = [
+        [group.label, *(_plain(values[number]) for values in changed.values())]
+        for number, group in enumerate(groups)
+    ]
+    return format_table(["experiment", *changed], rows)
+
+
+def _plain(value: object) -> str:
+    return "-" if value is None else str(value)

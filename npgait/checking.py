@@ -1,0 +1,205 @@
+"""Whether the equations hold, layer by layer, for one network and batch: what `npgait check` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+from npgait.config import INVERTING
+from npgait.inverse import InverseSolver, SingularWeightsError
+from npgait.metrics import angle
+from npgait.network import Layer, Network, Record
+from npgait.orthogonality import gram, residual, scale_of, spectral_norm
+from npgait.rules import bind, bp
+from npgait.session import Session
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """What was found of one layer; None where it does not apply.
+
+    Attributes
+    ----------
+    name : str
+    inverse_error : ||z W - d|| / ||d|| of the product with W^-1, d random
+    gait_to_bp : degrees between GAIT-prop's update (difference form) and backpropagation's
+    absolute_to_difference : degrees between the update by absolute targets and by differences
+    distance : ||I - W W^T||_2; with the conformal regulariser ||I - W W^T / c^2||_2, c free
+    """
+
+    name: str
+    inverse_error: float | None
+    gait_to_bp: float | None
+    absolute_to_difference: float | None
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence; `wrong` where an equation does not hold."""
+
+    text: str
+    mark: str  # "fine", "note" or "WRONG"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether an equation does not hold."""
+        return self.mark == "WRONG"
+
+
+def check_session(session: Session, x: Array, labels: Array) -> tuple[list[LayerCheck], list[Finding]]:
+    """Check the network of a session on a batch.
+
+    Parameters
+    ----------
+    session : Session
+    x, labels : array (B, *shape_in), integer array (B,)
+
+    Returns
+    -------
+    list of LayerCheck
+    list of Finding
+        In words, what is fine and what is not.
+    """
+    network, e = session.network, session.experiment
+    records = network.forward(x)
+    loss, error = session.recipe.loss(records[-1].y, labels)
+    findings = [_finite(loss)]
+    findings.append(_gradient(network, session, x, labels, records, error))
+    bp_updates = bp(network.layers, records, error)
+    gait_updates: list[Any] = [None] * len(network.layers)
+    absolute: list[Any] = [None] * len(network.layers)
+    if e.rule in INVERTING:
+        try:
+            options = {"gamma": e.gamma} if e.rule == "gait" else {}
+            gait_updates = bind("gait", normalised=e.normalised, **options)(
+                network.layers, records, error
+            )
+            if not e.implicit_auxiliary:
+                whole = network.forward(x, auxiliary=True)
+                absolute = bind("gait", normalised=e.normalised, targets="absolute", **options)(
+                    network.layers, whole, error
+                )
+        except SingularWeightsError as problem:
+            findings.append(Finding(str(problem), "WRONG"))
+    layers = [
+        LayerCheck(
+            name=layer.name,
+            inverse_error=_inverse_error(layer) if e.rule in INVERTING and l else None,
+            gait_to_bp=_angle(gait_updates[l], bp_updates[l]),
+            absolute_to_difference=_angle(absolute[l], gait_updates[l]),
+            distance=_distance(layer, e.regulariser) if layer.has_inverse else None,
+        )
+        for l, layer in enumerate(network.layers)
+    ]
+    return layers, findings + _in_words(layers, e.rule, network.dtype)
+
+
+def _finite(loss: Array) -> Finding:
+    if np.isfinite(float(loss.sum())):
+        return Finding(f"the loss is finite: {float(loss.mean()):.4f} a sample", "fine")
+    return Finding("the loss is not finite; lower the learning rate and train again", "WRONG")
+
+
+def _gradient(
+    network: Network,
+    session: Session,
+    x: Array,
+    labels: Array,
+    records: Sequence[Record],
+    error: Array,
+) -> Finding:
+    """Compare BP's update with the numerical derivative of the loss along it, in float64."""
+    twin = _in_float64(network)
+    x = x.astype(np.float64)
+    records = twin.forward(x)
+    _, error = session.recipe.loss(records[-1].y, labels)
+    updates = bp(twin.layers, records, error)
+    slope = sum(float((d * d).sum()) for update in updates for d in update)
+    if slope == 0:
+        return Finding("the error is zero: there is no gradient to compare", "note")
+    h = 1e-6 / slope**0.5
+    losses = []
+    for sign in (1, -1):
+        moved = _in_float64(network)
+        for p, d in zip(moved.parameters(), (d for update in updates for d in update), strict=True):
+            p += sign * h * d
+        losses.append(float(session.recipe.loss(moved.output(x), labels)[0].sum()))
+    numerical = (losses[0] - losses[1]) / (2 * h)
+    off = abs(numerical - slope) / slope
+    text = f"backpropagation is the derivative of the loss, to {off:.0e} (finite differences, float64)"
+    return Finding(text, "fine") if off < 1e-3 else Finding(f"not so: {text}", "WRONG")
+
+
+def _in_float64(network: Network) -> Network:
+    layers: list[Layer] = []
+    for layer in network.layers:
+        twin = copy(layer)
+        twin.W, twin.b = layer.W.astype(np.float64), layer.b.astype(np.float64)
+        layers.append(twin)
+    return Network(layers)
+
+
+def _inverse_error(layer: Layer) -> float | None:
+    if not layer.has_inverse:
+        return None
+    xp = array_module(layer.W)
+    d = xp.asarray(np.random.default_rng(0).standard_normal((8, layer.used)), dtype=layer.W.dtype)
+    reports: list[Any] = []
+    try:
+        InverseSolver(reports=reports)(d, layer.W, name=layer.name)
+    except SingularWeightsError:
+        return float("inf")
+    return reports[0].residual
+
+
+def _distance(layer: Layer, regulariser: str) -> float:
+    """Return ||I - W W^T||_2, or ||I - W W^T / c^2||_2 where the size c is left free."""
+    G = gram(layer.W)
+    return spectral_norm(residual(G, scale_of(G) if regulariser == "conformal" else 1.0))
+
+
+def _angle(one: Any, other: Any) -> float | None:
+    return None if one is None or other is None else angle(one[0], other[0])
+
+
+def _in_words(layers: Sequence[LayerCheck], rule: str, dtype: np.dtype) -> list[Finding]:
+    if rule not in INVERTING:
+        return [Finding(f"rule {rule!r} inverts nothing; there is no more to check", "note")]
+    findings = []
+    allowed = 1e-4 if dtype == np.float32 else 1e-10
+    errors = {l.name: l.inverse_error for l in layers if l.inverse_error is not None}
+    worst = max(errors, key=lambda name: errors[name])
+    text = f"every inverse gives back what went in, to {errors[worst]:.0e} at worst ({worst})"
+    findings.append(
+        Finding(text, "fine")
+        if errors[worst] <= allowed
+        else Finding(
+            f"the inverse of {worst} is off by {errors[worst]:.0e}; allowed {allowed:.0e}", "WRONG"
+        )
+    )
+    distances = [l.distance for l in layers[1:] if l.distance is not None]
+    away, far = max(distances, default=0.0), [l.gait_to_bp for l in layers if l.gait_to_bp is not None]
+    if away < 1e-3 and far and max(far) > 1:
+        text = f"weights are orthogonal, and GAIT-prop is still {max(far):.1f} degrees away from BP"
+        findings.append(Finding(text, "WRONG"))
+    elif far and away < 0.3:
+        text = f"near orthogonality ({away:.0e}) GAIT-prop is within {max(far):.2f} degrees of BP"
+        findings.append(Finding(text, "fine"))
+    elif far:
+        text = (
+            f"weights are {away:.1f} from orthogonal, GAIT-prop up to {max(far):.0f} degrees from BP; "
+        )
+        findings.append(Finding(text + "raise ortho_strength to bring them closer", "note"))
+    lost = [l.name for l in layers if (l.absolute_to_difference or 0) > 5]
+    if lost:
+        text = f"absolute targets lose the direction to rounding in {dtype}: {', '.join(lost)}; "
+        findings.append(Finding(text + "difference targets, the default, do not", "note"))
+    elif any(l.absolute_to_difference is not None for l in layers):
+        findings.append(Finding(f"absolute and difference targets agree in {dtype}", "fine"))
+    return findings

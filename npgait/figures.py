@@ -1,0 +1,136 @@
+"""The papers' four figures, of groups of runs: accuracy by epoch, angle to BP by step and by layer.
+
+Lines are means over the seeds of a group, bands reach from the least to the largest.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgait.comparison import Group, Trained
+from npgait.files import replacing
+from npgait.plots import colour, new_figure
+
+
+def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return matplotlib figures by name: train-accuracy, test-accuracy, angle, angle-by-layer.
+
+    A figure without any data is left out.
+    """
+    drawn = {
+        "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)"),
+        "test-accuracy": _per_epoch(groups, "test_top1", "test accuracy (%)"),
+        "angle": _angle_by_step(groups),
+        "angle-by-layer": _angle_by_layer(groups),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
+    """Write each figure to `folder`/NAME.`kind`, whole or not at all; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        with replacing(folder / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)
+        paths.append(folder / f"{name}.{kind}")
+    return paths
+
+
+def as_svg(figure: Any) -> str:
+    """Return a figure as the text of an SVG element, to stand in an HTML page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _per_epoch(groups: Sequence[Group], key: str, label: str) -> Any:
+    def points(t: Trained) -> list[tuple[float, float]]:
+        return [(row["epoch"], 100 * row[key]) for row in t.epochs if row.get(key) is not None]
+
+    return _lines(groups, points, "epoch", label)
+
+
+def _angle_by_step(groups: Sequence[Group]) -> Any:
+    def points(t: Trained) -> list[tuple[float, float]]:
+        means = [(row["step"], _mean(_hidden(row))) for row in t.measured]
+        return [(step, angle) for step, angle in means if angle is not None]
+
+    figure = _lines(groups, points, "step", "angle to BP (degrees)")
+    if figure is not None:
+        figure.axes[0].set(ylim=(-2, None))
+    return figure
+
+
+def _hidden(row: dict[str, Any]) -> list[float]:
+    """Return the angles of the layers below the output, whose error is BP's own under every rule."""
+    return [layer["angle"] for layer in row["layers"][:-1] if layer["angle"] is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _lines(
+    groups: Sequence[Group],
+    points: Callable[[Trained], list[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+) -> Any:
+    """Draw the mean of each group over the x that all of its members have, and the band about it."""
+    found = [(group, [dict(points(t)) for t in group.members]) for group in groups]
+    if not any(any(member) for _, members in found for member in members):
+        return None
+    figure, (axes,) = new_figure(1)
+    for number, (group, members) in enumerate(found):
+        members = [member for member in members if member]
+        x = sorted(set.intersection(*map(set, members))) if members else []
+        if not x:
+            continue
+        y = np.array([[member[at] for at in x] for member in members])
+        style = "o" if len(x) == 1 else "-"
+        axes.plot(x, y.mean(axis=0), style, color=colour(number), label=group.label)
+        if len(members) > 1:
+            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour(number), alpha=0.2, lw=0)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _angle_by_layer(groups: Sequence[Group]) -> Any:
+    """Draw, for each layer, the median of the angle over steps and seeds, and its quartiles."""
+    angles = {group.label: _by_layer(group) for group in groups}
+    angles = {label: layers for label, layers in angles.items() if any(map(len, layers.values()))}
+    if not angles:
+        return None
+    figure, (axes,) = new_figure(1)
+    names = max((list(layers) for layers in angles.values()), key=len)
+    numbers = {group.label: number for number, group in enumerate(groups)}
+    width = 0.6 / max(len(angles) - 1, 1)
+    for place, (label, layers) in enumerate(angles.items()):
+        kept = [(l, values) for l, values in enumerate(layers.values()) if values]
+        low, middle, high = np.array([np.percentile(v, (25, 50, 75)) for _, v in kept]).T
+        x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
+        bars = (middle - low, high - middle)
+        axes.errorbar(x, middle, bars, fmt="o", capsize=3, color=colour(numbers[label]), label=label)
+    axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)", ylim=(-2, None))
+    axes.set_xticklabels(names, rotation=30, ha="right")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _by_layer(group: Group) -> dict[str, list[float]]:
+    layers: dict[str, list[float]] = {}
+    for row in (row for t in group.members for row in t.measured):
+        for layer in row["layers"]:
+            layers.setdefault(layer["layer"], [])
+            if layer["angle"] is not None:
+                layers[layer["layer"]].append(layer["angle"])
+    return layers

@@ -1,0 +1,120 @@
+"""`npgait check`: it sees that the equations hold, and it sees when they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from npgait import checking
+from npgait.checking import check_session
+from npgait.cli.main import cli
+from npgait.experiments import find_experiments
+from npgait.layers import Dense
+from npgait.session import build_session
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def session_of(name, **overrides):
+    (experiment,) = find_experiments(name, {"width": 24, "depth": 3, **overrides})
+    session = build_session(experiment, (8, 8, 1), 10)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 64)).astype(session.network.dtype)
+    return session, x, rng.integers(0, 10, 16)
+
+
+def marks(findings):
+    return [finding.mark for finding in findings]
+
+
+def test_fresh_weights_are_orthogonal_and_gait_is_backpropagation():
+    layers, findings = check_session(*session_of("gait"))
+    assert "WRONG" not in marks(findings)
+    assert all(layer.gait_to_bp < 0.01 for layer in layers)
+    assert all(layer.distance < 1e-5 for layer in layers[1:])
+    assert all(layer.inverse_error < 1e-5 for layer in layers[1:])
+
+
+def test_absolute_targets_are_seen_to_lose_the_direction_in_float32_and_not_in_float64():
+    lost, kept = (
+        check_session(*session_of("gait", dtype=d, gamma=1e-6))[0] for d in ("float32", "float64")
+    )
+    assert lost[0].absolute_to_difference > 5
+    assert kept[0].absolute_to_difference < 1
+
+
+def test_weights_away_from_orthogonality_are_a_note_and_no_error():
+    session, x, labels = session_of("gait")
+    rng = np.random.default_rng(1)
+    for layer in session.network.layers[1:]:
+        layer.W += 0.15 * rng.standard_normal(layer.W.shape).astype(np.float32)
+    _, findings = check_session(session, x, labels)
+    assert "WRONG" not in marks(findings)
+    assert any("from orthogonal" in finding.text for finding in findings)
+
+
+def test_singular_weights_are_wrong_and_named():
+    session, x, labels = session_of("gait")
+    session.network.layers[2].W[:, 3] = session.network.layers[2].W[:, 5]
+    _, findings = check_session(session, x, labels)
+    assert any(finding.wrong and "hidden3" in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize("method", ["transpose", "local_update"])
+def test_a_wrong_equation_is_seen(method, monkeypatch):
+    original = getattr(Dense, method)
+
+    def wrong(self, *arguments):
+        result = original(self, *arguments)
+        return 1.3 * result if method == "transpose" else (-result[0], result[1])
+
+    monkeypatch.setattr(Dense, method, wrong)
+    _, findings = check_session(*session_of("gait"))
+    assert any(finding.wrong and "derivative" in finding.text for finding in findings)
+
+
+def test_a_wrong_inverse_is_seen(monkeypatch):
+    solve = checking.InverseSolver.__call__
+
+    def wrong(self, d, W, *rest, **options):
+        z = solve(self, d, W, *rest, **options)
+        for report in self.reports or []:
+            report.residual += 0.1
+        return z
+
+    monkeypatch.setattr(checking.InverseSolver, "__call__", wrong)
+    _, findings = check_session(*session_of("gait"))
+    assert any(finding.wrong and "inverse" in finding.text for finding in findings)
+
+
+def test_check_of_a_preset_prints_a_table_and_a_verdict():
+    run = invoke("check", "digits", "-e", "gait", "-e", "bp", "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    for words in ("GAIT to BP", "fine", "||I - W W^T||", "every equation holds", "inverts nothing"):
+        assert words in run.output
+
+
+def test_check_of_convolutions_takes_noise_of_the_right_size():
+    run = invoke("check", "imagenet-bp", "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    assert "conv7" in run.output
+
+
+def test_check_of_a_run_takes_its_trained_weights(tmp_path):
+    common = ["--set", "epochs=2", "--device", "cpu", "--no-plots", "--quiet"]
+    assert invoke("run", "digits", "-e", "gait", "--out", tmp_path / "run", *common).exit_code == 0
+    run = invoke("check", tmp_path / "run", "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    assert "from orthogonal" in run.output or "near orthogonality" in run.output
+
+
+def test_an_equation_that_does_not_hold_ends_with_status_1(monkeypatch):
+    monkeypatch.setattr(
+        Dense, "transpose", lambda self, delta, B=None: -(delta @ self.W[:, : self.used].T)
+    )
+    run = invoke("check", "digits", "-e", "bp", "--device", "cpu")
+    assert run.exit_code == 1
+    assert "does not hold in bp" in run.output
