@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from npgait.backend import Device
+from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import shape_in
@@ -71,7 +71,7 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
 
 def _session(
     e: Experiment, run: Path | None, data_dir: Path | None, device: Device
-) -> tuple[Session, object, object]:
+) -> tuple[Session, Array, Array]:
     """Return a session, fresh or from its checkpoint, and a batch."""
     synthetic = run is None and data_dir is None and e.data != "digits"
     dataset = random_images(e.data, 64, image_size=e.image_size) if synthetic else loader(data_dir)(e)

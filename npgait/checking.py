@@ -76,7 +76,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     absolute: list[Any] = [None] * len(network.layers)
     if e.rule in INVERTING:
         try:
-            options = {"gamma": e.gamma} if e.rule == "gait" else {}
+            options: dict[str, Any] = {"gamma": e.gamma} if e.rule == "gait" else {}
             gait_updates = bind("gait", normalised=e.normalised, **options)(
                 network.layers, records, error
             )
