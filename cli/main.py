@@ -14,16 +14,18 @@ from npgait.cli.check import check
 from npgait.cli.compare import compare, plot, report
 from npgait.cli.completion import completion
 from npgait.cli.data import data
+from npgait.cli.export import export
 from npgait.cli.presets import presets
 from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
+from npgait.export import ExportError
 from npgait.inverse import SingularWeightsError
 from npgait.loaders import DataError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
-MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError)
+MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError, ExportError)
 FAILURES = (TrainingDivergedError, SingularWeightsError, MemoryError)
 
 
@@ -67,7 +69,7 @@ def cli() -> None:
     """
 
 
-for command in (run, resume, presets, data, compare, plot, report, check, bench, completion):
+for command in (run, resume, presets, data, compare, plot, report, check, bench, export, completion):
     cli.add_command(command)
 
 

@@ -19,6 +19,7 @@ from npgait import layers, losses, metrics, models, optimizers, rules
 from npgait.backend import select_device
 from npgait.fitting import fit
 from npgait.network import Network
+from npgait.saving import load_network, save_network
 
 __version__ = "0.1.0"
 
@@ -27,10 +28,12 @@ __all__ = [
     "__version__",
     "fit",
     "layers",
+    "load_network",
     "losses",
     "metrics",
     "models",
     "optimizers",
     "rules",
+    "save_network",
     "select_device",
 ]

@@ -3,7 +3,7 @@
 Layout (format version 1):
 
     /                 attributes: format, version, digest (SHA-256 over everything below)
-    /meta             JSON text: experiment, progress, data, rows, streams
+    /meta             JSON text: experiment, progress, data, rows, streams, network
     /parameters/...   layer/W, layer/b
     /optimizer/...    its state
     /feedback/...     B_l by number of layer, where the rule has them

@@ -22,6 +22,7 @@ from npgait.network import Network
 from npgait.optimizers import SGD, Adam, Momentum, Optimizer
 from npgait.rules import bind, draw_feedback
 from npgait.run_folder import CHECKPOINT, write_metrics
+from npgait.saving import describe
 from npgait.streams import Streams, random_streams
 from npgait.training import (
     EpochDone,
@@ -146,6 +147,7 @@ def save_session(path: Path, session: Session, data_digest: str) -> None:
         "progress": asdict(session.progress),
         "streams": session.streams.save(),
         "rows": session.rows,
+        "network": describe(session.network),
         "data": data_digest,
     }
     save_checkpoint(path, Checkpoint(meta, arrays))

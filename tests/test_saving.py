@@ -1,0 +1,117 @@
+"""Networks in files: read back bit for bit, from a file of their own or from a run's checkpoint."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import npgait
+from npgait import models
+from npgait.activations import Linear
+from npgait.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from npgait.cli.main import cli
+from npgait.network import Network
+from npgait.saving import describe
+
+KINDS = {
+    "square": lambda **o: models.square(30, 4, width=20, depth=2, **o),
+    "tower": lambda **o: models.tower(30, 4, widths=(20, 9), **o),
+    "linear": lambda **o: models.square(30, 4, depth=1, f_output=Linear(), **o),
+    "imagenet": lambda **o: models.imagenet((33, 29, 3), 4, **o),
+}
+
+
+@pytest.mark.parametrize("auxiliary", [True, False, "implicit"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_comes_back_bit_for_bit(kind, auxiliary, dtype, tmp_path, rng):
+    network = KINDS[kind](auxiliary=auxiliary, dtype=dtype)
+    npgait.save_network(tmp_path / "net.h5", network)
+    back = npgait.load_network(tmp_path / "net.h5")
+    assert describe(back) == describe(network)
+    x = rng.standard_normal((3, *network.shape_in)).astype(dtype)
+    np.testing.assert_array_equal(back.output(x), network.output(x))
+    for one, other in zip(back.parameters(), network.parameters(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_network_that_came_back_goes_on_learning(tmp_path, rng):
+    network = models.square(12, 3, depth=2)
+    npgait.save_network(tmp_path / "net.h5", network)
+    x = rng.standard_normal((60, 12))
+    rows = npgait.fit(npgait.load_network(tmp_path / "net.h5"), x, (x[:, 0] > 0).astype(int), epochs=3)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_the_file_is_plain_hdf5_with_names_that_a_reader_knows(tmp_path):
+    network = models.square(12, 3, depth=1)
+    npgait.save_network(tmp_path / "net.h5", network)
+    with h5py.File(tmp_path / "net.h5") as file:
+        np.testing.assert_array_equal(file["parameters/hidden1/W"][()], network.layers[0].W)
+
+
+def test_the_checkpoint_of_a_run_is_a_network_too(tmp_path):
+    arguments = ["run", "digits", "-e", "gait", "--set", "epochs=1", "--no-plots", "--quiet"]
+    run = CliRunner().invoke(cli, [*arguments, "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert run.exit_code == 0, run.output
+    network = npgait.load_network(tmp_path / "run" / "gait" / "checkpoint.h5")
+    assert (network.n_classes, network.shape_in) == (10, (64,))
+
+
+def layer(**changes):
+    return {"kind": "dense", "name": "a", "used": 2, "slope": 0.1, "shape_in": [3], "implicit": False,
+            **changes}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "text",
+        [],
+        [1],
+        [layer(kind="lstm")],
+        [layer(used=5)],
+        [layer(used=-1)],
+        [layer(used=2.5)],
+        [layer(slope=-1.0)],
+        [layer(slope=float("nan"))],
+        [layer(slope="0.1")],
+        [layer(shape_in=[4])],
+        [layer(shape_in=[1 << 62, 1 << 62])],
+        [layer(name="b")],
+        [layer(implicit=True, used=1)],
+        [layer(kind="conv", window=[1, 1, 3, 1, 1, "SAME"]), layer(kind="conv", window=[9])],
+        [layer(kind="conv", window=[4, 4, 3, 9, 1, "VALID"])],
+    ],
+)
+def test_a_description_that_does_not_fit_is_one_clear_line(network, tmp_path):
+    arrays = {"parameters": {"a/W": np.ones((3, 2), np.float32), "a/b": np.ones(2, np.float32)}}
+    path = tmp_path / "net.h5"
+    save_checkpoint(path, Checkpoint({"network": network}, {**arrays, "optimizer": {}, "feedback": {}}))
+    with pytest.raises(CheckpointError, match=r"net\.h5") as caught:
+        npgait.load_network(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_without_a_network_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        npgait.load_network(tmp_path / "nothing.h5")
+    empty = {"parameters": {}, "optimizer": {}, "feedback": {}}
+    save_checkpoint(tmp_path / "old.h5", Checkpoint({}, empty))
+    with pytest.raises(CheckpointError, match="earlier npgait"):
+        npgait.load_network(tmp_path / "old.h5")
+    npgait.save_network(tmp_path / "net.h5", models.square(12, 3))
+    data = bytearray((tmp_path / "net.h5").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "net.h5").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"net\.h5"):
+        npgait.load_network(tmp_path / "net.h5")
+
+
+def test_layers_of_unknown_kinds_are_not_written(tmp_path):
+    network = models.square(4, 2, depth=1)
+    network.layers[0].f = object()
+    with pytest.raises(TypeError, match="expected LeakyReLU or Linear"):
+        npgait.save_network(tmp_path / "net.h5", Network(network.layers))
+    assert not (tmp_path / "net.h5").exists()
