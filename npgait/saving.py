@@ -122,7 +122,8 @@ def _layer(described: dict[str, Any], parameters: dict[str, Any]) -> Layer:
         return Dense(W, b, used, f, name, shape_in, implicit)
     if described["kind"] == "conv":
         *sizes, padding = described["window"]
-        window = Window(*map(_whole, sizes), str(padding))
+        height, width, channels, kernel, stride = map(_whole, sizes)
+        window = Window(height, width, channels, kernel, stride, str(padding))
         return Conv2D(W, b, window, used, f, name, implicit=implicit)
     raise ValueError(f"{name} is of kind {described['kind']!r}; expected dense or conv")
 
