@@ -17,7 +17,7 @@ class SingularWeightsError(ArithmeticError):
 # Relative error allowed in d W^-1: well under what one training step can resolve in that dtype.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 METHODS = ("auto", "series", "lu")
-CHECK_EVERY = 64  # products on a GPU from one that is measured, and waited for, to the next
+CHECK_EVERY = 64  # most products on a GPU from one that is looked at, and waited for, to the next
 
 
 @dataclass
@@ -35,6 +35,7 @@ class _Plan:
 
     method: str
     terms: int
+    interval: int  # products from one look to the next; doubled where a look finds nothing new
     left: int
 
 
@@ -63,14 +64,15 @@ class InverseSolver:
         Where given, each product appends how it was made and its measured residual (one more
         product, so for measured steps only).
     plans : dict
-        On a GPU: how the product was last made for each layer. It is made so again, with a term to
-        spare, `CHECK_EVERY` times without a look at the result, for which the host would have to wait.
+        On a GPU: how the product was last made for each layer, with W W^T and without. It is made so
+        again, with a term to spare, up to `CHECK_EVERY` times without a look at the result, which the
+        host has to wait for.
     """
 
     tolerance: float | None = None
     method: str = "auto"
     reports: list[SolveReport] | None = field(default=None, repr=False)
-    plans: dict[str, _Plan] = field(default_factory=dict, repr=False)
+    plans: dict[tuple[str, bool], _Plan] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -127,12 +129,19 @@ class InverseSolver:
         if self.reports is not None:
             self.reports.append(SolveReport(method, terms, _relative_residual(z, d, W)))
         elif array_module(d) is not np:
-            self.plans[name] = _Plan(method, terms + 1, CHECK_EVERY)
+            self._plan((name, G is None), method, terms)
         return z
+
+    def _plan(self, name: tuple[str, bool], method: str, terms: int) -> None:
+        """Note how a product was made, with a term to spare, and for how long that will do."""
+        before = self.plans.get(name)
+        as_before = before is not None and before.method == method and terms < before.terms
+        interval = min(2 * before.interval, CHECK_EVERY) if before and as_before else 1
+        self.plans[name] = _Plan(method, terms + 1, interval, interval)
 
     def _as_planned(self, d: Array, W: Array, G: Array | None, name: str) -> Array | None:
         """Return z as it was last made for this layer, or None where it is time to look."""
-        plan = self.plans.get(name)
+        plan = self.plans.get((name, G is None))
         if plan is None or plan.left == 0 or plan.method in ("lu", "qr"):
             return None
         plan.left -= 1

@@ -1,0 +1,186 @@
+"""A stand-in for CuPy on the CPU: strict where CuPy is strict, and it counts what a host would wait for.
+
+Arrays are NumPy's in disguise. Mixing them with NumPy arrays is an error, as it is with CuPy's; full
+reductions are 0-d arrays; whatever brings a value to the host (float, int, bool, item, get) is counted.
+Kernels run as C++ (tests/emulation.py). What only a device can show, it cannot.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.emulation import launch_kernel
+
+
+class Counter:
+    waits = 0
+
+
+class FakeArray(np.ndarray):
+    """A NumPy array that is taken for one of CuPy's."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if out is not None:
+            options["out"] = tuple(map(_plain, out))
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        return out[0] if out is not None else _disguised(result)
+
+    def __array_function__(self, function, kinds, arguments, options):
+        return _disguised(function(*_plain(list(arguments)), **_plain(options)))
+
+    @property
+    def device(self):
+        return types.SimpleNamespace(id=0)
+
+    def _wait(self):
+        Counter.waits += 1
+        return self.view(np.ndarray)
+
+    def get(self):
+        return self._wait().copy()
+
+    def __float__(self):
+        return float(self._wait())
+
+    def __int__(self):
+        return int(self._wait())
+
+    def __bool__(self):
+        return bool(self._wait())
+
+    def item(self, *arguments):
+        return self._wait().item(*arguments)
+
+    def set(self, values, stream=None):
+        assert type(values) is np.ndarray and values.flags.c_contiguous
+        self.view(np.ndarray)[...] = values
+
+    def ravel(self, *arguments):
+        return _disguised(self.view(np.ndarray).ravel(*arguments))
+
+
+def _reduction(name):
+    def method(self, *arguments, **options):
+        return _disguised(getattr(self.view(np.ndarray), name)(*arguments, **options))
+
+    return method
+
+
+for name in ("sum", "max", "min", "mean", "trace", "any", "all", "argmax", "argmin"):
+    setattr(FakeArray, name, _reduction(name))
+
+
+def _plain(value: Any) -> Any:
+    """The NumPy array behind a disguise; a NumPy array without one is refused."""
+    if isinstance(value, FakeArray):
+        return value.view(np.ndarray)
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>: mixed with CuPy arrays")
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _disguised(value: Any) -> Any:
+    if isinstance(value, FakeArray):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value).view(FakeArray)
+    if type(value) is tuple or hasattr(value, "_fields"):
+        return tuple(map(_disguised, value))
+    return value
+
+
+class _Module(types.ModuleType):
+    def __init__(self, real, **own):
+        super().__init__(real.__name__ if isinstance(real, types.ModuleType) else "fake")
+        self._real = real
+        self.__dict__.update(own)
+
+    def __getattr__(self, name):
+        found = getattr(self._real, name)
+        if not callable(found) or isinstance(found, type):
+            return found
+        return lambda *arguments, **options: _disguised(found(*_plain(arguments), **_plain(options)))
+
+
+def _to_device(x, dtype=None):
+    plain = x.view(np.ndarray) if isinstance(x, FakeArray) else np.array(x)
+    return _disguised(np.asarray(plain, dtype=dtype))
+
+
+def _syrk(trans, a, out, *, lower):
+    product = np.tril(_plain(a) @ _plain(a).T)
+    product[np.triu_indices(len(product), 1)] = np.nan
+    out.view(np.ndarray)[...] = product
+    return out
+
+
+class _Event:
+    def __init__(self, **options):
+        self.recorded = False
+
+    def record(self, stream=None):
+        self.recorded = True
+
+    def synchronize(self):
+        pass
+
+
+class _Stream:
+    def __init__(self, **options):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def synchronize(self):
+        Counter.waits += 1
+
+
+def make() -> types.ModuleType:
+    """A module to stand as `cupy` in sys.modules."""
+    cuda = types.SimpleNamespace(
+        Device=lambda index: types.SimpleNamespace(use=lambda: None),
+        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+        get_current_stream=_Stream,
+        Stream=_Stream,
+        Event=_Event,
+        alloc_pinned_memory=bytearray,
+    )
+    pool = types.SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
+    strides = types.SimpleNamespace(stride_tricks=_Module(np.lib.stride_tricks))
+    return _Module(
+        np,
+        ndarray=FakeArray,
+        asarray=_to_device,
+        array=_to_device,
+        linalg=_Module(np.linalg),
+        lib=strides,
+        cuda=cuda,
+        cublas=types.SimpleNamespace(syrk=_syrk),
+        get_default_memory_pool=lambda: pool,
+        __version__="0",
+    )
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A device that takes itself for a GPU."""
+    import sys
+
+    from npgait import backend, kernels
+
+    monkeypatch.setitem(sys.modules, "cupy", make())
+    monkeypatch.setitem(sys.modules, "cupy.cublas", sys.modules["cupy"].cublas)
+    monkeypatch.setattr(kernels, "launch_kernel", launch_kernel)
+    backend.uploader.cache_clear()
+    Counter.waits = 0
+    yield backend.select_device("gpu")
+    backend.uploader.cache_clear()

@@ -1,0 +1,130 @@
+"""What the library does for a GPU, with a stand-in for CuPy: no mixing, no waiting, the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npgait import models
+from npgait.backend import to_host
+from npgait.data import array_data, scaling_of
+from npgait.inverse import InverseSolver
+from npgait.losses import softmax_cross_entropy
+from npgait.optimizers import Adam
+from npgait.orthogonality import REGULARISERS
+from npgait.rules import NAMES, bind, draw_feedback
+from npgait.streams import random_streams
+from npgait.training import EpochDone, Recipe, TrainingDivergedError, train, train_step
+from tests.fake_cupy import Counter, FakeArray, fake_gpu  # noqa: F401 - a fixture
+from tests.support import relative
+
+
+def network_on(device, kind, rule, dtype="float64"):
+    auxiliary = {"gait": True, "tp": "implicit", "itp": True}.get(rule, False)
+    if kind == "dense":
+        network = models.square(
+            30, 5, width=24, depth=2, auxiliary=auxiliary, seed=3, dtype=dtype, device=device
+        )
+    else:
+        network = models.imagenet(
+            (32, 32, 3), 5, auxiliary=auxiliary, seed=3, dtype=dtype, device=device
+        )
+    network.feedback = draw_feedback(rule, network, np.random.default_rng(0))
+    return network
+
+
+def recipe_for(network, rule, **options):
+    return Recipe(
+        bind(rule, feedback=network.feedback), softmax_cross_entropy, Adam(1e-6, epsilon=1e-4), **options
+    )
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("rule", NAMES)
+def test_steps_on_a_device_end_where_numpys_do_and_hardly_wait(rule, kind, fake_gpu, rng):  # noqa: F811
+    from npgait.backend import CPU
+
+    strength = 0.3 if rule in ("tp", "itp", "gait") else 0.0
+    ends = []
+    for device in (CPU, fake_gpu):
+        network = network_on(device, kind, rule)
+        recipe = recipe_for(network, rule, ortho_strength=strength)
+        generator = np.random.default_rng(1)
+        x = generator.standard_normal((6, *network.shape_in))
+        labels = generator.integers(0, 5, 6)
+        x, labels = device.xp.asarray(x), device.xp.asarray(labels)
+        waited = 0
+        for step in range(1, 13):
+            Counter.waits = 0
+            train_step(network, recipe, x, labels, step=step)
+            waited += Counter.waits > 0
+        ends.append([to_host(p) for p in network.parameters()])
+    # Rules that invert look at 1, 3, 6 and 11, where nothing changes; the others never.
+    assert waited <= (6 if strength else 0)
+    for got, expected in zip(ends[1], ends[0], strict=True):
+        assert relative(got, expected) < 1e-8
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("regulariser", REGULARISERS)
+def test_regularisers_do_not_wait_for_the_device(regulariser, decoupled, fake_gpu, rng):  # noqa: F811
+    network = network_on(fake_gpu, "dense", "gait", "float32")
+    options = {"regulariser": regulariser, "ortho_strength": 0.25, "decoupled": decoupled}
+    recipe = recipe_for(network, "gait", ortho_every=2, **options)
+    x = fake_gpu.xp.asarray(rng.standard_normal((6, 30)).astype(np.float32))
+    labels = fake_gpu.xp.asarray(rng.integers(0, 5, 6))
+    waited = []
+    for step in range(40):
+        Counter.waits = 0
+        train_step(network, recipe, x, labels, step=step)
+        waited.append(Counter.waits > 0)
+    assert sum(waited) <= 14  # two ways to make the product take turns, each looked at ever more seldom
+    assert sum(waited[:20]) > sum(waited[20:])
+    assert all(type(p) is FakeArray for p in network.parameters())
+
+
+def test_training_from_bytes_in_host_memory_is_numpys_and_waits_seldom(fake_gpu, rng):  # noqa: F811
+    from npgait.backend import CPU
+
+    x = rng.integers(0, 256, (640, 30), dtype=np.uint8)
+    labels = rng.integers(0, 5, 640)
+    rows, waits = [], 0
+    for device in (CPU, fake_gpu):
+        network = network_on(device, "dense", "gait", "float32")
+        data = array_data(x, labels, scaling=scaling_of(x, "standard"), device=device)
+        Counter.waits = 0
+        recipe = recipe_for(network, "gait", ortho_strength=1.0)
+        options = {"epochs": 2, "batch_size": 16, "streams": random_streams(0), "evaluate_train": False}
+        for event in train(network, recipe, data, data, **options):
+            if isinstance(event, EpochDone):
+                rows.append(event.row)
+        waits = Counter.waits
+    for cpu, gpu in zip(rows[:2], rows[2:], strict=True):
+        assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=1e-4)
+        assert abs(gpu["test_top1"] - cpu["test_top1"]) < 0.01
+        assert isinstance(gpu["train_loss"], float)
+    assert waits < 100  # in 80 steps and two evaluations; a look at one product alone is several
+
+
+def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(fake_gpu, rng):  # noqa: F811
+    network = network_on(fake_gpu, "dense", "bp", "float32")
+    network.layers[1].W[:] = np.inf
+    data = array_data(
+        rng.standard_normal((64, 30)), rng.integers(0, 5, 64), device=fake_gpu, dtype="float32"
+    )
+    options = {"epochs": 1, "batch_size": 16, "streams": random_streams(0)}
+    with np.errstate(all="ignore"), pytest.raises(TrainingDivergedError, match="not finite"):
+        list(train(network, recipe_for(network, "bp"), data, **options))
+
+
+def test_the_solver_looks_again_after_a_while(fake_gpu, rng):  # noqa: F811
+    W = np.linalg.qr(rng.standard_normal((40, 40)))[0] + 0.001 * rng.standard_normal((40, 40))
+    W_, solver = fake_gpu.xp.asarray(W), InverseSolver()
+    looks = 0
+    for _ in range(200):
+        d = rng.standard_normal((3, 40))
+        Counter.waits = 0
+        z = solver(fake_gpu.xp.asarray(d), W_)
+        looks += Counter.waits > 0
+        assert relative(to_host(z) @ W, d) < 1e-10
+    assert looks == 9  # at 1, 3, 6, 11, 20, 37, 70, 135, 200: ever more seldom
