@@ -65,7 +65,7 @@ class InverseSolver:
         product, so for measured steps only).
     plans : dict
         On a GPU: how the product was last made for each layer, with W W^T and without. It is made so
-        again, with a term to spare, up to `CHECK_EVERY` times without a look at the result, which the
+        again, with terms to spare, up to `CHECK_EVERY` times without a look at the result, which the
         host has to wait for.
     """
 
@@ -133,11 +133,14 @@ class InverseSolver:
         return z
 
     def _plan(self, name: tuple[str, bool], method: str, terms: int) -> None:
-        """Note how a product was made, with a term to spare, and for how long that will do."""
+        """Note how a product was made, with terms to spare, and for how long that will do.
+
+        Four at least: fresh weights are orthogonal and need none, and a few steps later they are not.
+        """
         before = self.plans.get(name)
-        as_before = before is not None and before.method == method and terms < before.terms
+        as_before = before is not None and before.method == method and terms + 2 <= before.terms
         interval = min(2 * before.interval, CHECK_EVERY) if before and as_before else 1
-        self.plans[name] = _Plan(method, terms + 1, interval, interval)
+        self.plans[name] = _Plan(method, max(terms + 2, 4), interval, interval)
 
     def _as_planned(self, d: Array, W: Array, G: Array | None, name: str) -> Array | None:
         """Return z as it was last made for this layer, or None where it is time to look."""

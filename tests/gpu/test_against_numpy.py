@@ -102,7 +102,7 @@ def test_whole_steps_end_where_numpys_do(name, kind, gpu, rng):
     x = rng.standard_normal((6, *network.shape_in))
     labels = rng.integers(0, network.n_classes, 6)
     for net, xp in ((network, np), (twin, gpu.xp)):
-        recipe = Recipe(bind(name), softmax_cross_entropy, Adam(1e-3, epsilon=1e-4), ortho_strength=0.5)
+        recipe = Recipe(bind(name), softmax_cross_entropy, Adam(1e-5, epsilon=1e-4), ortho_strength=0.5)
         for step in range(5):
             train_step(net, recipe, xp.asarray(x), xp.asarray(labels), step=step)
     for got, expected in zip(twin.parameters(), network.parameters(), strict=True):
