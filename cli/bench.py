@@ -14,7 +14,7 @@ import click
 
 from npgait.backend import Device, synchronise
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import shape_in
+from npgait.cli.execute import batches_of, shape_in
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -29,7 +29,6 @@ from npgait.config import INVERTING, Experiment, resolved
 from npgait.costs import Cost, step_cost
 from npgait.data import Source
 from npgait.experiments import find_experiments, parse_override
-from npgait.loaders.batches import sources
 from npgait.loaders.synthetic import random_images
 from npgait.rules import NAMES
 from npgait.run_folder import describe_environment
@@ -212,15 +211,7 @@ def _set_up(e: Experiment, device: Device, data_dir: Path | None) -> Timed:
         dataset = loader(data_dir)(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     network, recipe = session.network, session.recipe
-    data, _ = sources(
-        dataset,
-        shape=network.shape_in,
-        dtype=network.dtype,
-        device=device,
-        normalisation=e.normalisation,
-        augmentation=e.augmentation,
-        block=e.shuffle_block,
-    )
+    data, _ = batches_of(dataset, session)
     batch, loader_seconds = _time_loader(data, e.batch_size, session)
     with blas_threads(network, e.batch_size):
         time_steps(network, recipe, batch, steps=WARM_UP)

@@ -10,12 +10,11 @@ import click
 from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import shape_in
+from npgait.cli.execute import batches_of, shape_in
 from npgait.cli.options import choose_device, data_option, device_option, loader, selected
 from npgait.cli.table import format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
-from npgait.loaders.batches import sources
 from npgait.loaders.synthetic import random_images
 from npgait.run_folder import CHECKPOINT, CONFIG, read_info
 from npgait.session import Session, build_session, restore_session
@@ -78,15 +77,7 @@ def _session(
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     if run is not None and (run / e.name / CHECKPOINT).exists():
         restore_session(run / e.name / CHECKPOINT, session, dataset.digest())
-    network = session.network
-    data, _ = sources(
-        dataset,
-        shape=network.shape_in,
-        dtype=network.dtype,
-        device=device,
-        normalisation=e.normalisation,
-        block=e.shuffle_block,
-    )
+    data, _ = batches_of(dataset, session)
     size = 16 if e.network == "imagenet" else 64
     x, labels = next(data.batches(size))
     return session, x, labels

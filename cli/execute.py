@@ -57,7 +57,7 @@ def execute(
             digest = dataset.digest()
             session = _open(folder / experiment.name, experiment, dataset, digest, device)
             if not session.finished:
-                data = _batches(dataset, session)
+                data = batches_of(dataset, session)
                 _train(session, *data, folder, digest, stop, quiet)
             if stop():
                 break
@@ -80,7 +80,7 @@ def _open(
     return session
 
 
-def _batches(dataset: AnyDataset, session: Session) -> tuple[Source, Source | None]:
+def batches_of(dataset: AnyDataset, session: Session) -> tuple[Source, Source | None]:
     """Return training and test set as sources of batches."""
     e, network = session.experiment, session.network
     return sources(

@@ -74,3 +74,16 @@ def near_orthogonal(
     """W (n, n) with ||I - W W^T||_2 of about 2 `away`."""
     E = rng.standard_normal((n, n))
     return (orthogonal(rng, n, n) + away * E / np.linalg.norm(E, 2)).astype(dtype)
+
+
+class Foreign:
+    """An array of another library, known by DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()

@@ -8,19 +8,7 @@ import pytest
 from npgait import models
 from npgait.backend import as_array
 from npgait.data import array_data
-
-
-class Foreign:
-    """An array of another library, known by DLPack alone."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
+from tests.support import Foreign
 
 
 def test_a_foreign_array_goes_in_without_a_copy(dtype):

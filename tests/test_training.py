@@ -298,23 +298,10 @@ def test_recipes_out_of_range_are_refused():
         Recipe(bind("bp"), squared_error, SGD(0.1), ortho_strength=100, decoupled=True)
 
 
-class Exported:
-    """An array of another library, known by DLPack alone."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
-
-
 def test_arrays_of_any_library_with_dlpack_train_and_predict(rng):
     x, labels = clusters(rng)
     rows = []
-    for wrap in (lambda array: array, Exported):
+    for wrap in (lambda array: array, Foreign):
         network = models.square(12, 3)
         rows.append(npgait.fit(network, wrap(x), wrap(labels), epochs=2, test=(wrap(x), wrap(labels))))
         np.testing.assert_array_equal(network.predict(wrap(x)), network.predict(x))
