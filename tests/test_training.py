@@ -26,7 +26,7 @@ from npgait.training import (
     train,
     train_step,
 )
-from tests.support import batch, dense_network, relative
+from tests.support import Foreign, batch, dense_network, relative
 
 
 def clusters(rng, n=300, classes=3, n_in=12):
