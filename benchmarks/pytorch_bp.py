@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from npgait import models  # first: it sets how long threads of OpenBLAS wait, before NumPy is loaded
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from npgait import models
 from npgait.cli.threads import keep_memory
 from npgait.losses import softmax_cross_entropy
 from npgait.models import IMAGENET

@@ -20,8 +20,8 @@ class Activation(Protocol):
     def __call__(self, a: Array) -> Array:
         """Return y = f(a)."""
 
-    def biased(self, a: Array, b: Array) -> Array:
-        """Do a <- a + b in place, and return y = f(a)."""
+    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Do a <- a + b in place, and return y = f(a), in `out` where given."""
 
     def inverse(self, y: Array) -> Array:
         """Return a = f^-1(y)."""
@@ -47,10 +47,13 @@ class Linear:
         """Return a."""
         return a
 
-    def biased(self, a: Array, b: Array) -> Array:
-        """Do a <- a + b in place, and return it."""
+    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Do a <- a + b in place, and return it, or a copy in `out`."""
         a += b
-        return a
+        if out is None:
+            return a
+        out[...] = a
+        return out
 
     def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
         """Return e."""
@@ -97,19 +100,19 @@ class LeakyReLU:
                 "or the activation has no inverse"
             )
 
-    def __call__(self, a: Array) -> Array:
-        """Return y = f(a)."""
+    def __call__(self, a: Array, out: Array | None = None) -> Array:
+        """Return y = f(a), in `out` where given."""
         xp = array_module(a)
-        y = a * a.dtype.type(self.slope)
+        y = xp.multiply(a, a.dtype.type(self.slope), out=out)
         # As a maximum: NumPy's `where` costs five times as much, for its branches cannot be foreseen.
         return xp.maximum(a, y, out=y) if self.slope <= 1 else xp.minimum(a, y, out=y)
 
-    def biased(self, a: Array, b: Array) -> Array:
-        """Do a <- a + b in place, and return y = f(a)."""
+    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Do a <- a + b in place, and return y = f(a), in `out` where given."""
         if kernels.apply_to(a, b):
-            return kernels.bias_activation(a, b, self.slope)
+            return kernels.bias_activation(a, b, self.slope, out)
         a += b
-        return self(a)
+        return self(a, out)
 
     def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
         """Return f'(a)^power * e."""

@@ -47,6 +47,7 @@ def in_threads(
 
 
 _local = threading.local()
+MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 
 
 def scratch(n: int, dtype: np.dtype, x: Array) -> Array:
@@ -61,6 +62,22 @@ def scratch(n: int, dtype: np.dtype, x: Array) -> Array:
     if memory is None or memory.nbytes < n * dtype.itemsize:
         memory = _local.memory = np.empty(n * dtype.itemsize, np.uint8)
     return memory[: n * dtype.itemsize].view(dtype)
+
+
+def zero_padded(x: np.ndarray, pads: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return `np.pad(x, pads)` in memory of this thread's that the next such call takes again.
+
+    Its zeros are written once: from call to call only what is inside them changes.
+    """
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pads, strict=True))
+    kept: dict[object, np.ndarray] = _local.__dict__.setdefault("padded", {})
+    if (shape, pads, x.dtype) not in kept:
+        if len(kept) >= MOST_KEPT:
+            kept.clear()
+        kept[shape, pads, x.dtype] = np.zeros(shape, x.dtype)
+    padded = kept[shape, pads, x.dtype]
+    padded[tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pads, strict=True))] = x
+    return padded
 
 
 @functools.cache

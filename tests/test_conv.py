@@ -15,7 +15,7 @@ from npgait.backend import to_host
 from npgait.initialisation import orthogonal
 from npgait.inverse import InverseSolver
 from npgait.layers import Conv2D, Dense, Window
-from npgait.layers.patches import add_patches, count_patches, cut_patches
+from npgait.layers.patches import add_patches, add_products, count_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.metrics import measure
 from npgait.network import Network
@@ -101,6 +101,17 @@ def test_adding_patches_is_the_adjoint_of_cutting_them(window, seed):
     patches = cut_patches(x, window)
     other = rng.standard_normal(patches.shape)
     assert np.vdot(patches, other) == pytest.approx(np.vdot(x, add_patches(other, window)), abs=1e-9)
+
+
+@settings(max_examples=150)
+@given(window=windows, seed=st.integers(0, 99))
+def test_products_are_added_where_their_patches_would_be(window, seed):
+    rng = np.random.default_rng(seed)
+    rows, columns = window.positions
+    d, M = rng.standard_normal((2 * rows * columns, 4)), rng.standard_normal((4, window.patch_size))
+    np.testing.assert_allclose(
+        add_products(d, M, window), add_patches(d @ M, window), atol=1e-12 * window.patch_size
+    )
 
 
 @given(window=windows)
@@ -221,7 +232,7 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
     ):
         for p, q in zip(one, other, strict=True):
             np.testing.assert_allclose(p, q, atol=1e-12)
-    for part in sliced._slices(x):
+    for part in sliced._slices(x, window.patch_size):
         samples = len(x[part])
         assert samples == 1 or samples * 16 * window.patch_size * 8 <= patch_bytes
 

@@ -19,9 +19,9 @@ def apply_to(*arrays: Array) -> bool:
     return array_module(arrays[0]) is not np and all(a.flags.c_contiguous for a in arrays)
 
 
-def bias_activation(a: Array, b: Array, slope: float) -> Array:
-    """Do a <- a + b in place, and return y = f(a): a (..., u), b (u,)."""
-    y = array_module(a).empty_like(a)
+def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) -> Array:
+    """Do a <- a + b in place, and return y = f(a), in `out` where given: a (..., u), b (u,)."""
+    y = array_module(a).empty_like(a) if out is None else out
     u = np.int32(a.shape[-1])
     _launch(
         "elementwise.cu", "bias_activation", a, a.size, a, b, y, np.int64(a.size), u, _real(a, slope)

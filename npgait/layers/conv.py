@@ -19,12 +19,13 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver
 from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
-from npgait.layers.patches import Window, add_patches, count_patches, cut_patches
+from npgait.layers.patches import Window, add_products, count_patches, cut_patches
 from npgait.parallel import in_threads, scratch
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
 CACHE_BYTES = 4 << 20
+SLICE_OPERATIONS = 1 << 26  # of a slice's product, below which the calls around it would show
 
 
 @dataclass(eq=False)
@@ -127,9 +128,9 @@ class Conv2D:
             x_p = self._patches(x[part])
             a_p = a[part].reshape(-1, u)
             array_module(x).matmul(x_p, self.W[:, :u], out=a_p)
-            y[part] = self.f.biased(a_p, self.b[:u]).reshape(y[part].shape)
+            self.f.biased(a_p, self.b[:u], out=y[part].reshape(-1, u))
 
-        in_threads(forward, self._slices(x), x)
+        in_threads(forward, self._slices(x, self.window.patch_size), x)
         return a, y
 
     def inverse(self, y: Array, x: Array) -> Array:
@@ -234,9 +235,9 @@ class Conv2D:
             x_p = self._patches(x[part])
             delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
             delta_p = delta.reshape(-1, u)
-            return x_p.T @ delta_p, delta_p.sum(axis=0)
+            return x_p.T @ delta_p, array_module(x).einsum("ij->j", delta_p)
 
-        parts = in_threads(local_update, self._slices(x), x)
+        parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
         dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
         return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
@@ -245,15 +246,16 @@ class Conv2D:
 
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
+        window = self.window
         x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
 
         def spread(part: slice) -> None:
-            d_p = d[part].reshape(-1, d.shape[-1])
-            memory = scratch(len(d_p) * M.shape[1], d.dtype, d).reshape(-1, M.shape[1])
-            patches = array_module(d).matmul(d_p, M, out=memory)
-            x[part] = add_patches(patches, self.window)
+            x[part] = add_products(d[part].reshape(-1, d.shape[-1]), M, window)
 
-        in_threads(spread, self._slices(d), d)
+        values = window.patch_size
+        if array_module(d) is np:  # no patch is written: what has to fit are the pixels of a position
+            values = min(window.kernel, window.stride) ** 2 * window.channels
+        in_threads(spread, self._slices(d, values), d)
         return x
 
     def _patches(self, x: Array) -> Array:
@@ -262,12 +264,16 @@ class Conv2D:
         memory = scratch(len(x) * rows * columns * self.window.patch_size, x.dtype, x)
         return cut_patches(x, self.window, memory)
 
-    def _slices(self, batch: Array) -> list[slice]:
-        """Return slices of the batch whose patches fit `patch_bytes`; on the CPU, a cache too."""
+    def _slices(self, batch: Array, values: int) -> list[slice]:
+        """Return slices of the batch that fit `patch_bytes`, on the CPU a cache, at `values` a position.
+
+        On the CPU also enough of them to share out, unless that leaves a slice too little work.
+        """
         rows, columns = self.window.positions
-        sample_bytes = rows * columns * self.window.patch_size * batch.dtype.itemsize
+        sample_bytes = rows * columns * values * batch.dtype.itemsize
         on_cpu = array_module(batch) is np
         size = max(1, min(self.patch_bytes, CACHE_BYTES if on_cpu else self.patch_bytes) // sample_bytes)
-        if on_cpu:  # enough of them to share out
-            size = min(size, -(-len(batch) // 8))
+        if on_cpu:
+            worth = -(-SLICE_OPERATIONS // (2 * rows * columns * self.W.shape[0] * self.used))
+            size = min(size, max(-(-len(batch) // 8), worth))
         return [slice(first, first + size) for first in range(0, len(batch), size)]

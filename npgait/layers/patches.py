@@ -6,6 +6,7 @@ pixel goes to the bottom and right.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from npgait import kernels
 from npgait.backend import Array, array_module
+from npgait.parallel import scratch, zero_padded
 
 PADDINGS = ("SAME", "VALID")
 
@@ -105,7 +107,7 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
         patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
         kernels.cut_patches(x, patches, _geometry(window))
         return patches.reshape(-1, window.patch_size)
-    padded = _padded(x, window)
+    padded = _padded(x, window, kept=out is not None)
     b, h, w, c = padded.strides
     view = xp.lib.stride_tricks.as_strided(
         padded,
@@ -119,15 +121,13 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     return patches.reshape(-1, window.patch_size)
 
 
-def _padded(x: Array, window: Window) -> Array:
-    """Return images with their padding of zeros."""
+def _padded(x: Array, window: Window, *, kept: bool) -> Array:
+    """Return images with their padding of zeros; `kept`: in memory that the next call takes again."""
     (top, bottom), (left, right) = window.pads
     if not (top or bottom or left or right):
         return x
-    b, height, width, c = x.shape
-    padded = array_module(x).zeros((b, height + top + bottom, width + left + right, c), x.dtype)
-    padded[:, top : top + height, left : left + width] = x
-    return padded
+    pads = ((0, 0), (top, bottom), (left, right), (0, 0))
+    return zero_padded(x, pads) if kept and array_module(x) is np else array_module(x).pad(x, pads)
 
 
 def add_patches(patches: Array, window: Window) -> Array:
@@ -142,30 +142,63 @@ def add_patches(patches: Array, window: Window) -> Array:
     -------
     array (B, H, W, C)
     """
-    xp = array_module(patches)
+    if kernels.apply_to(patches):
+        rows, columns = window.positions
+        n = len(patches) // (rows * columns)
+        x = array_module(patches).empty((n, window.height, window.width, window.channels), patches.dtype)
+        kernels.add_patches(patches, x, _geometry(window))
+        return x
+    return _sum_of_parts(lambda part: patches[:, part], patches, window)
+
+
+def add_products(d: Array, M: Array, window: Window) -> Array:
+    """Return `add_patches(d M)`, on the CPU without the patches d M ever being written.
+
+    Parameters
+    ----------
+    d : array (B*H'*W', u)
+    M : array (u, k*k*C)
+    window : Window
+
+    Returns
+    -------
+    array (B, H, W, C)
+    """
+    if array_module(d) is not np:
+        return add_patches(d @ M, window)
+    widest = min(window.kernel, window.stride) * window.channels
+    memory = scratch(len(d) * widest, d.dtype, d)
+
+    def product(part: slice) -> Array:
+        width = part.stop - part.start
+        return np.matmul(d, M[:, part], out=memory[: len(d) * width].reshape(-1, width))
+
+    return _sum_of_parts(product, d, window)
+
+
+def _sum_of_parts(make: Callable[[slice], Array], like: Array, window: Window) -> Array:
+    """Return the images to which `make` gives the patches, a part (slice of k*k*C) of all at a time.
+
+    A part is up to `stride` pixels of one row of the kernel: of neighbouring patches these do not
+    overlap, and lie one after the other in the image.
+    """
+    xp = array_module(like)
     rows, columns = window.positions
     k, s, c = window.kernel, window.stride, window.channels
     (top, bottom), (left, right) = window.pads
-    parts = patches.reshape(-1, rows, columns, k, k * c)
-    if kernels.apply_to(patches):
-        x = xp.empty((len(parts), window.height, window.width, c), patches.dtype)
-        kernels.add_patches(patches, x, _geometry(window))
-        return x
     # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
     height = max(window.height + top + bottom, (rows - 1) * s + k)
     width = max(window.width + left + right, (columns - 1) * s + k)
-    padded = xp.zeros((len(parts), height, width, c), dtype=patches.dtype)
-    # A row of a patch, k*C values, lies in one piece; every so many columns such rows do not overlap.
-    apart = -(-k // s)
+    padded = xp.zeros((len(like) // (rows * columns), height, width, c), dtype=like.dtype)
     b, h, w, item = padded.strides
     for i in range(k):
-        for first in range(min(apart, columns)):
+        for j in range(0, k, s):
+            size = min(s, k - j) * c
             pixels = xp.lib.stride_tricks.as_strided(
-                padded[:, i:, first * s :],
-                shape=(len(parts), rows, -(-(columns - first) // apart), k * c),
-                strides=(b, s * h, apart * s * w, item),
+                padded[:, i:, j:], (len(padded), rows, columns, size), (b, s * h, s * w, item)
             )
-            pixels += parts[:, :, first::apart, i]
+            first = (i * k + j) * c
+            pixels += make(slice(first, first + size)).reshape(pixels.shape)
     return padded[:, top : top + window.height, left : left + window.width]
 
 
