@@ -41,6 +41,7 @@ HEADER = [
     "floor",
     "x BP",
     "MiB",
+    "graph",
 ]
 
 
@@ -65,13 +66,13 @@ def main() -> int:
             for preset, changes in CASES:
                 label = preset + (" (faster)" if changes else "")
                 if time.monotonic() - started > LIMIT:
-                    rows.append([label, precision, str(batch), *["no time left"] * 6])
+                    rows.append([label, precision, str(batch), *["no time left"] * 7])
                     continue
                 experiments = choose(preset, (), (), {"batch_size": batch, **changes})
                 try:
                     result = measure(experiments, device, None, 15)
                 except MemoryError as error:  # CuPy's OutOfMemoryError is one
-                    rows.append([label, precision, str(batch), *["out of memory"] * 6])
+                    rows.append([label, precision, str(batch), *["out of memory"] * 7])
                     print(error, file=sys.stderr)
                     continue
                 finally:
@@ -99,6 +100,7 @@ def _row(label: str, precision: str, row: dict[str, Any]) -> list[str]:
         f"{row['share_of_floor']:.0%}",
         f"{row['ratio_to_bp']:.2f}",
         f"{row['peak_bytes'] / 2**20:.0f}",
+        "refused" if row["replay_refused"] else "yes" if row["replayed_steps"] else "no",
     ]
 
 

@@ -21,6 +21,7 @@ from npgait.cli.threads import keep_memory
 from npgait.costs import step_cost
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
+from npgait.replay import Stepper
 from npgait.rules import bind, draw_feedback
 from npgait.timing import inverse_reports, product_rate, time_steps
 from npgait.training import Recipe
@@ -47,8 +48,9 @@ def step_time(rule: str, width: int, depth: int, batch: int, rate: float) -> tup
     )
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, 784)).astype(np.float32), rng.integers(0, 10, batch)
-    time_steps(network, recipe, x, steps=2)
-    times = time_steps(network, recipe, x, steps=7)
+    stepper = Stepper(network, recipe)
+    time_steps(stepper, x, steps=2)
+    times = time_steps(stepper, x, steps=7)
     cost = step_cost(network, recipe, batch, inverse_reports(network, recipe, x))
     return median(times[True] or times[False]), cost.operations / rate
 

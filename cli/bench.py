@@ -19,6 +19,7 @@ from npgait.cli.options import (
     choose_device,
     data_option,
     device_option,
+    graphs_option,
     loader,
     precision_option,
     selected,
@@ -30,6 +31,7 @@ from npgait.costs import Cost, step_cost
 from npgait.data import Source
 from npgait.experiments import find_experiments, parse_override
 from npgait.loaders.synthetic import random_images
+from npgait.replay import Stepper
 from npgait.rules import NAMES
 from npgait.run_folder import describe_environment
 from npgait.session import Session, build_session
@@ -46,6 +48,7 @@ from npgait.timing import (
 )
 
 WARM_UP = 3  # steps before any is timed
+WARM_UP_GPU = 20  # so that there is a recording of them, where there will be
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Timed:
 
     experiment: Experiment
     session: Session
+    stepper: Stepper
     batch: Batch
     loader_seconds: float
     memory: int
@@ -88,6 +92,7 @@ class Timed:
 @data_option
 @device_option
 @precision_option
+@graphs_option
 @click.option(
     "--set",
     "overrides",
@@ -110,6 +115,7 @@ def bench(
     data_dir: Path | None,
     device: str,
     precision: str | None,
+    graphs: bool,
     overrides: Sequence[str],
     steps: int,
     as_json: bool,
@@ -127,7 +133,7 @@ def bench(
     """  # noqa: D301 - click wants the control character
     chosen = choose_device(device, precision)
     experiments = choose(preset, rules, only, dict(map(parse_override, overrides)))
-    result = measure(experiments, chosen, data_dir, steps)
+    result = measure(experiments, chosen, data_dir, steps, graphs=graphs)
     click.echo(json.dumps(result, indent=2) if as_json else report(result))
 
 
@@ -169,11 +175,16 @@ def _with_rule(experiments: Sequence[Experiment], rule: str) -> Experiment:
 
 
 def measure(
-    experiments: Sequence[Experiment], device: Device, data_dir: Path | None, steps: int
+    experiments: Sequence[Experiment],
+    device: Device,
+    data_dir: Path | None,
+    steps: int,
+    *,
+    graphs: bool = True,
 ) -> dict[str, Any]:
     """Return all that is reported, as plain values."""
     keep_memory()
-    timed = [_set_up(e, device, data_dir) for e in experiments]
+    timed = [_set_up(e, device, data_dir, graphs) for e in experiments]
     machine: dict[str, list[float]] = {}
     for number in range(3):  # in turns, so that drift of the machine meets all alike
         for dtype in {t.session.network.dtype for t in timed}:
@@ -184,9 +195,7 @@ def measure(
                 every = t.experiment.ortho_every
                 count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
                 t.costs.append(_cost(t))
-                got = time_steps(
-                    t.session.network, t.session.recipe, t.batch, steps=count, first=number * count
-                )
+                got = time_steps(t.stepper, t.batch, steps=count, first=number * count)
                 t.costs.append(_cost(t))
                 for kind, seconds in got.items():
                     t.times[kind] += seconds
@@ -203,7 +212,7 @@ def measure(
     }
 
 
-def _set_up(e: Experiment, device: Device, data_dir: Path | None) -> Timed:
+def _set_up(e: Experiment, device: Device, data_dir: Path | None, graphs: bool) -> Timed:
     """Return an experiment warmed up, with one batch that all its steps learn from."""
     if data_dir is None and e.data != "digits":
         dataset: Any = random_images(e.data, 2 * e.batch_size, image_size=e.image_size)
@@ -214,9 +223,10 @@ def _set_up(e: Experiment, device: Device, data_dir: Path | None) -> Timed:
     data, _ = batches_of(dataset, session)
     batch, loader_seconds = _time_loader(data, e.batch_size, session)
     with blas_threads(network, e.batch_size):
-        time_steps(network, recipe, batch, steps=WARM_UP)
+        stepper = Stepper(network, recipe, graphs)
+        time_steps(stepper, batch, steps=WARM_UP_GPU if device.is_gpu else WARM_UP)
         memory = step_memory(network, recipe, batch)
-    return Timed(e, session, batch, loader_seconds, memory)
+    return Timed(e, session, stepper, batch, loader_seconds, memory)
 
 
 def _cost(t: Timed) -> Cost:
@@ -269,6 +279,8 @@ def _rows(timed: Sequence[Timed], rates: dict[str, float]) -> list[dict[str, Any
                 "ratio_to_bp": t.seconds / base.seconds,
                 "operations_to_bp": t.cost.operations / base.cost.operations,
                 "peak_bytes": t.memory,
+                "replayed_steps": t.stepper.replayed,
+                "replay_refused": t.stepper.refused,
                 "parts_seconds": {**t.parts, "loader": t.loader_seconds},
             }
         )
@@ -299,6 +311,11 @@ def report(result: dict[str, Any]) -> str:
         [row["name"], *(f"{1e3 * row['parts_seconds'][part]:.1f}" for part in (*PARTS, "loader"))]
         for row in rows
     ]
+    refused = [
+        f"{row['name']}: not replayed from a CUDA graph: {row['replay_refused']}"
+        for row in rows
+        if row["replay_refused"]
+    ]
     return "\n\n".join(
         [
             f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s",
@@ -307,5 +324,6 @@ def report(result: dict[str, Any]) -> str:
             "and the optimizer's bytes at this machine's rates, over the time taken",
             "where the time goes, ms a step:",
             format_table(["experiment", *PARTS, "loader"], parts),
+            *refused,
         ]
     )

@@ -32,6 +32,7 @@ def execute(
     *,
     quiet: bool,
     plots: bool,
+    graphs: bool,
 ) -> None:
     """Train every experiment that is not finished, then show the table and draw the plots.
 
@@ -47,6 +48,8 @@ def execute(
         Whether progress is not shown.
     plots : bool
         Whether plots are drawn.
+    graphs : bool
+        Whether a GPU may replay steps from CUDA graphs.
     """
     keep_memory()
     for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
@@ -58,7 +61,7 @@ def execute(
             session = _open(folder / experiment.name, experiment, dataset, digest, device)
             if not session.finished:
                 data = batches_of(dataset, session)
-                _train(session, *data, folder, digest, stop, quiet)
+                _train(session, *data, folder, digest, stop, quiet, graphs)
             if stop():
                 break
     if plots:
@@ -110,12 +113,15 @@ def _train(
     digest: str,
     stop: Callable[[], bool],
     quiet: bool,
+    graphs: bool,
 ) -> None:
     """Train one session, showing a line an epoch."""
     e = session.experiment
     epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
     with epochs, blas_threads(session.network, e.batch_size):
-        for event in run_session(session, train_data, test_data, folder / e.name, digest, stop=stop):
+        where = folder / e.name
+        events = run_session(session, train_data, test_data, where, digest, stop=stop, graphs=graphs)
+        for event in events:
             epochs.show(event)
 
 

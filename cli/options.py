@@ -32,6 +32,12 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     help="Of float32 products on a GPU: tf32 rounds factors to 10 bits  [default: float32]",
 )
+graphs_option = click.option(
+    "--graphs/--no-graphs",
+    default=True,
+    help="Whether a GPU may replay steps from CUDA graphs.",
+    show_default=True,
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final table only.")
 plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
 

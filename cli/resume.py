@@ -10,6 +10,7 @@ from npgait.cli.execute import execute
 from npgait.cli.options import (
     choose_device,
     data_option,
+    graphs_option,
     loader,
     plots_option,
     precision_option,
@@ -28,6 +29,7 @@ from npgait.run_folder import CONFIG, RunFolderError, read_info
     help="Where to compute  [default: where the run began]",
 )
 @precision_option
+@graphs_option
 @plots_option
 @quiet_option
 def resume(
@@ -35,6 +37,7 @@ def resume(
     data_dir: Path | None,
     device: str | None,
     precision: str | None,
+    graphs: bool,
     plots: bool,
     quiet: bool,
 ) -> None:
@@ -50,4 +53,4 @@ def resume(
     if data_dir is None and info["data"]:
         data_dir = Path(info["data"])
     chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))
-    execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots)
+    execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots, graphs=graphs)

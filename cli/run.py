@@ -19,6 +19,7 @@ from npgait.cli.options import (
     choose_device,
     data_option,
     device_option,
+    graphs_option,
     loader,
     plots_option,
     precision_option,
@@ -36,6 +37,7 @@ from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 @data_option
 @device_option
 @precision_option
+@graphs_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder  [default: runs/PRESET-TIME]")
 @click.option("--experiment", "-e", "only", multiple=True, help="Run this experiment only (repeatable).")
 @click.option(
@@ -59,6 +61,7 @@ def run(
     data_dir: Path | None,
     device: str,
     precision: str | None,
+    graphs: bool,
     out: Path | None,
     only: Sequence[str],
     overrides: Sequence[str],
@@ -86,7 +89,7 @@ def run(
         load(experiment)  # missing data is reported before a folder is made
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen, precision)
-    execute(folder, experiments, load, chosen, quiet=quiet, plots=plots)
+    execute(folder, experiments, load, chosen, quiet=quiet, plots=plots, graphs=graphs)
 
 
 def repeated(experiments: Sequence[Experiment], seeds: int) -> list[Experiment]:

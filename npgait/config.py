@@ -20,7 +20,7 @@ from npgait.losses import LOSSES
 from npgait.models import MODELS
 from npgait.orthogonality import REGULARISERS
 from npgait.rules import NAMES, TARGETS, default_gamma
-from npgait.training import REDUCTIONS
+from npgait.step import REDUCTIONS
 
 INVERTING = ("tp", "itp", "gait")
 OPTIMIZERS = ("adam", "sgd", "momentum")

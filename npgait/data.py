@@ -11,7 +11,8 @@ import numpy as np
 
 from npgait import kernels
 from npgait.augmentation import augment
-from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype, uploader
+from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype
+from npgait.gpu import uploader
 from npgait.streams import Streams
 
 IN_CACHE = 1 << 16  # values that are worked on at a time, so that both passes are over the cache

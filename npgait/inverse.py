@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ class SingularWeightsError(ArithmeticError):
 # Relative error allowed in d W^-1: well under what one training step can resolve in that dtype.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 METHODS = ("auto", "series", "lu")
+DIRECT = ("lu", "qr")  # which solve, and see whether W was singular: always looked at
 CHECK_EVERY = 64  # most products on a GPU from one that is looked at, and waited for, to the next
 
 
@@ -35,8 +37,13 @@ class _Plan:
 
     method: str
     terms: int
-    interval: int  # products from one look to the next; doubled where a look finds nothing new
-    left: int
+    interval: int  # each so many-th product is looked at; doubled where a look finds nothing new
+    made: int  # products so far
+
+    @property
+    def left(self) -> int:
+        """Products from here to the next that is looked at. Looks at several layers fall together."""
+        return 0 if self.method in DIRECT else self.interval - 1 - self.made % self.interval
 
 
 @dataclass
@@ -132,22 +139,36 @@ class InverseSolver:
             self._plan((name, G is None), method, terms)
         return z
 
+    def steps_to_look(self, products: Iterable[tuple[str, bool]]) -> int:
+        """Return how many steps can be made on a GPU before one of their products is looked at.
+
+        Parameters
+        ----------
+        products : iterable of (name, bool)
+            Of each product of a step the name, and whether W W^T is not at hand.
+        """
+        plans = [self.plans.get(product) for product in products]
+        return min((plan.left if plan else 0 for plan in plans), default=0)
+
     def _plan(self, name: tuple[str, bool], method: str, terms: int) -> None:
         """Note how a product was made, with terms to spare, and for how long that will do.
 
         Four at least: fresh weights are orthogonal and need none, and a few steps later they are not.
         """
-        before = self.plans.get(name)
-        as_before = before is not None and before.method == method and terms + 2 <= before.terms
-        interval = min(2 * before.interval, CHECK_EVERY) if before and as_before else 1
-        self.plans[name] = _Plan(method, max(terms + 2, 4), interval, interval)
+        before, planned, interval, made = self.plans.get(name), max(terms + 2, 4), 1, 1
+        if before is not None:
+            made = before.made + 1
+            if before.method == method and terms < before.terms:  # it did, with a term to spare
+                planned = min(before.terms, terms + 4)
+                interval = min(2 * before.interval, CHECK_EVERY)
+        self.plans[name] = _Plan(method, planned, interval, made)
 
     def _as_planned(self, d: Array, W: Array, G: Array | None, name: str) -> Array | None:
         """Return z as it was last made for this layer, or None where it is time to look."""
         plan = self.plans.get((name, G is None))
-        if plan is None or plan.left == 0 or plan.method in ("lu", "qr"):
+        if plan is None or plan.left == 0:
             return None
-        plan.left -= 1
+        plan.made += 1
         if plan.method == "series":
             return _fixed_series(d, W, gram(W) if G is None else G, plan.terms)
         return _fixed_refinement(d, W, plan.terms)

@@ -113,6 +113,7 @@ class Adam:
     t: int = 0
     m: list[Array] = field(default_factory=list, repr=False)
     v: list[Array] = field(default_factory=list, repr=False)
+    clock: Array | None = field(default=None, repr=False)  # t, rate, epsilon on a GPU
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
@@ -125,6 +126,9 @@ class Adam:
         """Change each parameter by one step, in place."""
         if not self.m:
             self.m, self.v = _zeros_like(parameters), _zeros_like(parameters)
+        if kernels.apply_to(*parameters, *gradients):
+            self._step_on_device(parameters, gradients)
+            return
         self.t += 1
         correct1 = 1 - self.beta1**self.t if self.bias_correction else 1.0
         correct2 = 1 - self.beta2**self.t if self.bias_correction else 1.0
@@ -137,13 +141,22 @@ class Adam:
             for part in in_cache(*arrays)
         ]
         in_threads(lambda part: self._step(part, rate, epsilon), parts, parameters[0])
+        self.clock = None  # which is behind now
+
+    def _step_on_device(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
+        """Change each parameter by one step: the same equations in one pass, t counted on the device."""
+        if self.clock is None:
+            clock = [self.t, 0.0, 0.0]
+            self.clock = array_module(parameters[0]).asarray(clock, dtype=np.float64)
+        numbers = (self.learning_rate, self.beta1, self.beta2, self.epsilon, self.bias_correction)
+        kernels.adam_clock(self.clock, parameters[0], *numbers)
+        for p, g, m, v in zip(parameters, gradients, self.m, self.v, strict=True):
+            kernels.adam(p, g, m, v, self.clock, self.beta1, self.beta2)
+        self.t += 1
 
     def _step(self, part: tuple[Array, ...], rate: float, epsilon: float) -> None:
         """One step of a part of a parameter, with one temporary."""
         p, g, m, v = part
-        if kernels.apply_to(p, g, m, v):
-            kernels.adam(p, g, m, v, rate, self.beta1, self.beta2, epsilon)
-            return
         xp = array_module(p)
         # m <- beta1 m + (1 - beta1) g
         m *= self.beta1
@@ -169,7 +182,7 @@ class Adam:
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Take up t and both moments."""
-        self.t = int(state["t"])
+        self.t, self.clock = int(state["t"]), None
         self.m, self.v = _listed(state, "m"), _listed(state, "v")
 
 

@@ -226,12 +226,13 @@ def run_session(
     data_digest: str,
     *,
     stop: Callable[[], bool] = lambda: False,
+    graphs: bool = True,
 ) -> Iterator[Event]:
     """Train to the end, keeping `folder` complete: a checkpoint and metrics after every epoch.
 
     Within an epoch a checkpoint is written every `checkpoint_minutes` of the experiment. When `stop()`
-    becomes true the batch under way is finished, a checkpoint written, and the generator ends. Yields
-    every event of `training.train`.
+    becomes true the batch under way is finished, a checkpoint written, and the generator ends. Without
+    `graphs` a GPU makes every step kernel by kernel. Yields every event of `training.train`.
 
     Raises
     ------
@@ -253,6 +254,7 @@ def run_session(
         progress=session.progress,
         measure_every=e.measure_every,
         evaluate_train=e.evaluate_train,
+        graphs=graphs,
     )
     saved = time.monotonic()
     for event in events:

@@ -17,7 +17,8 @@ from npgait.inverse import InverseSolver, SolveReport
 from npgait.network import Layer, Network
 from npgait.orthogonality import gram
 from npgait.parallel import in_threads
-from npgait.training import Recipe, train_step
+from npgait.replay import Stepper
+from npgait.step import Recipe, train_step
 
 PARTS = ("forward", "loss", "targets", "updates", "regulariser", "optimizer")
 Batch = tuple[Array, Array]  # x (B, *shape_in), labels (B,)
@@ -59,26 +60,24 @@ def _fastest(work: Callable[[], Any], device: Device, repeats: int) -> float:
 # --- a step ---------------------------------------------------------------------------------------
 
 
-def time_steps(
-    network: Network, recipe: Recipe, batch: Batch, *, steps: int, first: int = 0
-) -> dict[bool, list[float]]:
+def time_steps(stepper: Stepper, batch: Batch, *, steps: int, first: int = 0) -> dict[bool, list[float]]:
     """Return the seconds of each step, of those with the regulariser (True) and those without.
 
     Parameters
     ----------
-    network, recipe
-        Trained on, in place.
+    stepper : Stepper
+        Its network is trained on, in place.
     batch : (x, labels)
     steps : int
     first : int
         Number of the first step, which decides where `ortho_every` falls.
     """
     times: dict[bool, list[float]] = {True: [], False: []}
-    device = network.device
+    device, recipe = stepper.network.device, stepper.recipe
     for step in range(first, first + steps):
         synchronise(device)
         started = time.perf_counter()
-        train_step(network, recipe, *batch, step=step)
+        stepper(*batch, step=step)
         synchronise(device)
         times[recipe.ortho_strength > 0 and step % recipe.ortho_every == 0].append(
             time.perf_counter() - started

@@ -7,169 +7,36 @@ checkpoint, draw a progress bar, or stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from npgait.backend import Array, array_module
 from npgait.data import Source
 from npgait.events import EpochDone, Event, Measured, Progress, StepDone, Tally
-from npgait.metrics import LayerMeasures, measure
-from npgait.network import Network, Update, first_nonfinite
-from npgait.optimizers import Optimizer
-from npgait.orthogonality import REGULARISERS
-from npgait.orthogonality import grams as all_grams
-from npgait.rules import Rule
+from npgait.metrics import LayerMeasures
+from npgait.network import Network
+from npgait.replay import Stepper
+from npgait.step import Loss, Recipe, TrainingDivergedError, train_step
 from npgait.streams import Streams
 
-Loss = Callable[[Array, Array], tuple[Array, Array]]
-REDUCTIONS = ("sum", "mean")
+__all__ = [
+    "EpochDone",
+    "Event",
+    "Measured",
+    "Progress",
+    "Recipe",
+    "StepDone",
+    "Tally",
+    "TrainingDivergedError",
+    "check_finite",
+    "evaluate",
+    "train",
+    "train_step",
+]
+
+
 LOOK_EVERY = 50  # steps from one look at the losses of a GPU to the next
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The loss or the weights are no longer finite."""
-
-
-@dataclass
-class Recipe:
-    """How one step is made: what of loss, rule, regulariser and optimizer.
-
-    Parameters
-    ----------
-    rule : Rule
-    loss : callable
-        (y, labels) -> loss (B,), error (B, n); see `losses`.
-    optimizer : Optimizer
-    regulariser : {"orthonormal", "orthogonal", "conformal"}
-    ortho_strength : float
-        lambda; 0 for none. Applied to every layer whose W is square.
-    reduction : {"sum", "mean"}
-        Whether updates are summed over the batch (2023) or averaged (2020).
-    ortho_every : int
-        The regulariser is applied at every so many steps.
-    decoupled : bool
-        Whether it changes the weights after the optimizer, W <- W - lambda (W W^T - I) W, as weight
-        decay is decoupled in AdamW, and not through the gradient (published).
-    """
-
-    rule: Rule
-    loss: Loss
-    optimizer: Optimizer
-    regulariser: str = "orthonormal"
-    ortho_strength: float = 0.0
-    reduction: str = "sum"
-    ortho_every: int = 1
-    decoupled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.regulariser not in REGULARISERS:
-            known = ", ".join(REGULARISERS)
-            raise ValueError(f"regulariser {self.regulariser!r} is unknown; use one of {known}")
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(f"reduction {self.reduction!r} is unknown; use sum or mean")
-        if not (self.ortho_strength >= 0 and np.isfinite(self.ortho_strength)):
-            raise ValueError(f"ortho_strength is {self.ortho_strength}; expected 0 or more")
-        if self.ortho_every < 1:
-            raise ValueError(f"ortho_every is {self.ortho_every}; expected at least 1")
-        if self.decoupled and self.ortho_strength > 1:
-            raise ValueError(
-                f"ortho_strength is {self.ortho_strength}; a decoupled regulariser is stable up to 1"
-            )
-
-
-def _no_lap(part: str) -> None:
-    """Take no time."""
-
-
-def train_step(
-    network: Network,
-    recipe: Recipe,
-    x: Array,
-    labels: Array,
-    *,
-    step: int = 0,
-    on_measure: Callable[[list[LayerMeasures]], None] | None = None,
-    lap: Callable[[str], None] = _no_lap,
-) -> tuple[Array, Array]:
-    """Learn from one batch, in place: forward, error, rule, regulariser, optimizer.
-
-    Parameters
-    ----------
-    network : Network
-    recipe : Recipe
-    x : array (B, *shape_in)
-    labels : integer array (B,)
-    step : int
-        Number of the step, for messages.
-    on_measure : callable, optional
-        Where given, the layers are measured before the weights change.
-    lap : callable, optional
-        Called with the name of each part of the step as it is done; see `timing`.
-
-    Returns
-    -------
-    loss : array (B,)
-    y : array (B, n_classes)
-
-    Raises
-    ------
-    TrainingDivergedError
-        If the loss is not finite; the weights are then as they were. On a GPU, where looking means
-        waiting, `train` looks later, at the sums over many steps.
-    """
-    layers, rule = network.layers, recipe.rule
-    records = network.forward(x, auxiliary=rule.auxiliary)
-    lap("forward")
-    y = records[-1].y[:, : network.n_classes]
-    loss, error = recipe.loss(y, labels)
-    if array_module(loss) is np and not np.isfinite(loss.sum()):
-        where = first_nonfinite(layers, records) or layers[-1].name
-        raise TrainingDivergedError(
-            f"the loss is not finite at step {step}; the first layer with values that are not is "
-            f"{where}. Lower the learning rate, or raise ortho_strength"
-        )
-    lap("loss")
-    due = recipe.ortho_strength > 0 and step % recipe.ortho_every == 0
-    square = [layer.W if due and layer.has_inverse else None for layer in layers]
-    grams = all_grams(square if not recipe.decoupled else [None] * len(layers))
-    lap("regulariser")
-    updates = rule(layers, records, error, grams)
-    lap("targets")  # and updates, which only a layer can tell apart
-    if on_measure is not None:
-        on_measure(measure(layers, records, error, updates, rule, grams))
-    gradients = _gradients(network, recipe, updates, grams, len(x))
-    lap("regulariser")
-    recipe.optimizer.step(network.parameters(), gradients)
-    lap("optimizer")
-    if due and recipe.decoupled:
-        for W, G in zip(square, all_grams(square), strict=True):
-            if W is not None:
-                W -= REGULARISERS[recipe.regulariser](W, G, recipe.ortho_strength / 4)
-        lap("regulariser")
-    return loss, y
-
-
-def _gradients(
-    network: Network,
-    recipe: Recipe,
-    updates: Sequence[Update],
-    grams: Sequence[Array | None],
-    batch_size: int,
-) -> list[Array]:
-    """Return dW + lambda dW_ortho and db of each layer, in the order of `Network.parameters`."""
-    share = 1.0 if recipe.reduction == "sum" else 1.0 / batch_size
-    regulariser = REGULARISERS[recipe.regulariser]
-    gradients: list[Array] = []
-    for layer, (dW, db), G in zip(network.layers, updates, grams, strict=True):
-        if share != 1.0:
-            dW *= share
-            db *= share
-        if G is not None:
-            dW += regulariser(layer.W, G, recipe.ortho_strength)
-        gradients += [dW, db]
-    return gradients
 
 
 def evaluate(network: Network, data: Source, loss: Loss, *, batch_size: int = 1024) -> Tally:
@@ -193,6 +60,7 @@ def train(
     progress: Progress | None = None,
     measure_every: int = 0,
     evaluate_train: bool = True,
+    graphs: bool = True,
 ) -> Iterator[Event]:
     """Train in place, yielding an event after each batch, measurement and epoch.
 
@@ -213,6 +81,8 @@ def train(
     evaluate_train : bool
         Whether train loss and accuracy are those of the weights at the end of the epoch (one more
         forward pass over the training set), or the running means of the epoch's batches.
+    graphs : bool
+        Whether a GPU may replay steps from CUDA graphs; see `replay`.
 
     Raises
     ------
@@ -221,6 +91,7 @@ def train(
     """
     progress = Progress() if progress is None else progress
     batches = -(-len(train_data) // batch_size)
+    make_step = Stepper(network, recipe, graphs)
     while progress.epoch < epochs:
         epoch = progress.epoch + 1
         if progress.batch == 0:
@@ -231,13 +102,8 @@ def train(
             started = time.perf_counter()
             measured: list[LayerMeasures] = []
             due = measure_every > 0 and progress.step % measure_every == 0
-            loss, y = train_step(
-                network,
-                recipe,
-                x,
-                labels,
-                step=progress.step + 1,
-                on_measure=measured.extend if due else None,
+            loss, y = make_step(
+                x, labels, step=progress.step + 1, on_measure=measured.extend if due else None
             )
             progress.tally.add(loss, y, labels)
             progress.batch += 1

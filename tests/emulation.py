@@ -21,7 +21,7 @@ PRELUDE = """
 #include <algorithm>
 #define __global__
 #define __restrict__
-using std::sqrt; using std::min; using std::max;
+using std::sqrt; using std::pow; using std::min; using std::max;
 struct Index { int x; };
 static const Index blockIdx = {0}, threadIdx = {0}, blockDim = {1}, gridDim = {1};
 """

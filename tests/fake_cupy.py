@@ -2,12 +2,16 @@
 
 Arrays are NumPy's in disguise. Mixing them with NumPy arrays is an error, as it is with CuPy's; full
 reductions are 0-d arrays; whatever brings a value to the host (float, int, bool, item, get) is counted.
-Kernels run as C++ (tests/emulation.py). What only a device can show, it cannot.
+Kernels run as C++ (tests/emulation.py). While a stream records, nothing in place is done, results are
+NaN, and copies from the host are errors; a graph does what was recorded, on the same memory. What only a
+device can show, it cannot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,23 +24,78 @@ class Counter:
     waits = 0
 
 
+class Tape:
+    """What a stream records: None where none does."""
+
+    work: list[Callable[[], object]] | None = None
+
+
+def _make(compute: Callable[[], Any], *sources: Any) -> Any:
+    """Return a new array; where a stream records, one that holds NaN until the graph is launched."""
+    result = compute()
+    if Tape.work is None or not isinstance(result, np.ndarray | np.generic):
+        assert Tape.work is None or not isinstance(result, tuple), "not recorded: several results"
+        return _disguised(result)
+    for source in sources:
+        if isinstance(source, np.ndarray) and np.may_share_memory(result, source.view(np.ndarray)):
+            return _disguised(result)  # a view
+    kept = np.array(result)
+    kept[...] = np.nan if kept.dtype.kind == "f" else 0
+    Tape.work.append(lambda: np.copyto(kept, compute()))
+    return _disguised(kept)
+
+
+def _change(work: Callable[[], object]) -> None:
+    """Do something in place, or record it."""
+    if Tape.work is None:
+        work()
+    else:
+        Tape.work.append(work)
+
+
+def _launch(*arguments: Any) -> None:
+    _change(lambda: launch_kernel(*arguments))
+
+
 class FakeArray(np.ndarray):
     """A NumPy array that is taken for one of CuPy's."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        inputs = tuple(map(_plain, inputs))
         if out is not None:
             options["out"] = tuple(map(_plain, out))
-        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
-        return out[0] if out is not None else _disguised(result)
+            _change(lambda: getattr(ufunc, method)(*inputs, **options))
+            return out[0]
+        return _make(lambda: getattr(ufunc, method)(*inputs, **options))
 
     def __array_function__(self, function, kinds, arguments, options):
-        return _disguised(function(*_plain(list(arguments)), **_plain(options)))
+        arguments, options = _plain(list(arguments)), _plain(options)
+        return _make(lambda: function(*arguments, **options), *arguments)
+
+    def __setitem__(self, index, value):
+        index, value = _plain(index), _plain(value)
+        _change(lambda: self.view(np.ndarray).__setitem__(index, value))
+
+    def __getitem__(self, index):
+        index = _plain(index)
+        return _make(lambda: np.asarray(self.view(np.ndarray)[index]), self)
+
+    def copy(self, order="C"):
+        return _make(lambda: self.view(np.ndarray).copy(order))
+
+    def astype(self, dtype, **options):
+        return _make(lambda: self.view(np.ndarray).astype(dtype, **options), self)
+
+    def reshape(self, *shape):
+        return _make(lambda: self.view(np.ndarray).reshape(*shape), self)
 
     @property
     def device(self):
         return types.SimpleNamespace(id=0)
 
     def _wait(self):
+        if Tape.work is not None:
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
         Counter.waits += 1
         return self.view(np.ndarray)
 
@@ -60,12 +119,12 @@ class FakeArray(np.ndarray):
         self.view(np.ndarray)[...] = values
 
     def ravel(self, *arguments):
-        return _disguised(self.view(np.ndarray).ravel(*arguments))
+        return _make(lambda: self.view(np.ndarray).ravel(*arguments), self)
 
 
 def _reduction(name):
     def method(self, *arguments, **options):
-        return _disguised(getattr(self.view(np.ndarray), name)(*arguments, **options))
+        return _make(lambda: np.asarray(getattr(self.view(np.ndarray), name)(*arguments, **options)))
 
     return method
 
@@ -107,18 +166,31 @@ class _Module(types.ModuleType):
         found = getattr(self._real, name)
         if not callable(found) or isinstance(found, type):
             return found
-        return lambda *arguments, **options: _disguised(found(*_plain(arguments), **_plain(options)))
+
+        def function(*arguments, **options):
+            arguments, options = _plain(arguments), _plain(options)
+            if options.get("out") is not None:
+                _change(lambda: found(*arguments, **options))
+                return _disguised(options["out"])
+            return _make(lambda: found(*arguments, **options), *arguments)
+
+        return function
 
 
 def _to_device(x, dtype=None):
+    if Tape.work is not None and not isinstance(x, FakeArray):
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
     plain = x.view(np.ndarray) if isinstance(x, FakeArray) else np.array(x)
     return _disguised(np.asarray(plain, dtype=dtype))
 
 
 def _syrk(trans, a, out, *, lower):
-    product = np.tril(_plain(a) @ _plain(a).T)
-    product[np.triu_indices(len(product), 1)] = np.nan
-    out.view(np.ndarray)[...] = product
+    def work():
+        product = np.tril(_plain(a) @ _plain(a).T)
+        product[np.triu_indices(len(product), 1)] = np.nan
+        out.view(np.ndarray)[...] = product
+
+    _change(work)
     return out
 
 
@@ -133,9 +205,33 @@ class _Event:
         pass
 
 
+class _Graph:
+    def __init__(self, work):
+        self.work = work
+
+    def launch(self):
+        assert Tape.work is None
+        for work in self.work:
+            work()
+
+
 class _Stream:
     def __init__(self, **options):
         pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def begin_capture(self):
+        assert Tape.work is None
+        Tape.work = []
+
+    def end_capture(self):
+        work, Tape.work = Tape.work, None
+        return _Graph(work)
 
     def wait_event(self, event):
         pass
@@ -153,6 +249,8 @@ def make() -> types.ModuleType:
         Stream=_Stream,
         Event=_Event,
         alloc_pinned_memory=bytearray,
+        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
+        using_allocator=lambda malloc: contextlib.nullcontext(),
     )
     pool = types.SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
     strides = types.SimpleNamespace(stride_tricks=_Module(np.lib.stride_tricks))
@@ -175,12 +273,12 @@ def fake_gpu(monkeypatch):
     """A device that takes itself for a GPU."""
     import sys
 
-    from npgait import backend, kernels
+    from npgait import backend, gpu, kernels
 
     monkeypatch.setitem(sys.modules, "cupy", make())
     monkeypatch.setitem(sys.modules, "cupy.cublas", sys.modules["cupy"].cublas)
-    monkeypatch.setattr(kernels, "launch_kernel", launch_kernel)
-    backend.uploader.cache_clear()
+    monkeypatch.setattr(kernels, "launch_kernel", _launch)
+    gpu.uploader.cache_clear()
     Counter.waits = 0
     yield backend.select_device("gpu")
-    backend.uploader.cache_clear()
+    gpu.uploader.cache_clear()

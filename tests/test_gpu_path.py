@@ -59,7 +59,7 @@ def test_steps_on_a_device_end_where_numpys_do_and_hardly_wait(rule, kind, fake_
             train_step(network, recipe, x, labels, step=step)
             waited += Counter.waits > 0
         ends.append([to_host(p) for p in network.parameters()])
-    # Rules that invert look at 1, 3, 6 and 11, where nothing changes; the others never.
+    # Rules that invert look at 1, 2, 4 and 8, where nothing changes; the others never.
     assert waited <= (6 if strength else 0)
     for got, expected in zip(ends[1], ends[0], strict=True):
         assert relative(got, expected) < 1e-8
@@ -103,7 +103,8 @@ def test_training_from_bytes_in_host_memory_is_numpys_and_waits_seldom(fake_gpu,
         assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=1e-4)
         assert abs(gpu["test_top1"] - cpu["test_top1"]) < 0.01
         assert isinstance(gpu["train_loss"], float)
-    assert waits < 100  # in 80 steps and two evaluations; a look at one product alone is several
+    # In 80 steps and two evaluations; a look at one product is several, and so is trust in a recording.
+    assert waits < 150
 
 
 def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(fake_gpu, rng):  # noqa: F811
@@ -127,4 +128,4 @@ def test_the_solver_looks_again_after_a_while(fake_gpu, rng):  # noqa: F811
         z = solver(fake_gpu.xp.asarray(d), W_)
         looks += Counter.waits > 0
         assert relative(to_host(z) @ W, d) < 1e-10
-    assert looks == 9  # at 1, 3, 6, 11, 20, 37, 70, 135, 200: ever more seldom
+    assert looks == 9  # at 1, 2, 4, 8, 16, 32, 64, 128, 192: ever more seldom

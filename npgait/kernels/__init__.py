@@ -40,7 +40,9 @@ def times_derivative(a: Array, e: Array, slope: float, power: int) -> Array:
 def difference(y: Array, v: Array, s: Array | float, slope: float) -> Array:
     """Return d = [f^-1(y) - f^-1(y - s v)] / s: s one value a sample, or one for all."""
     xp = array_module(y)
-    s = xp.broadcast_to(xp.asarray(s, dtype=y.dtype).reshape(-1), (len(y),)).copy()
+    if isinstance(s, int | float):  # filled on the device: a copy from the host would be waited for
+        s = xp.full(len(y), s, dtype=y.dtype)
+    s = xp.ascontiguousarray(s.reshape(-1), dtype=y.dtype)
     d = xp.empty_like(y)
     per_sample = np.int64(y.size // max(len(y), 1))
     sizes = (np.int64(y.size), per_sample, _real(y, slope))
@@ -48,12 +50,25 @@ def difference(y: Array, v: Array, s: Array | float, slope: float) -> Array:
     return d
 
 
-def adam(
-    p: Array, g: Array, m: Array, v: Array, rate: float, beta1: float, beta2: float, epsilon: float
+def adam_clock(
+    clock: Array,
+    like: Array,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    bias_correction: bool,
 ) -> None:
-    """Change p, m and v by one step of Adam, in place."""
-    numbers = (_real(p, x) for x in (rate, beta1, beta2, epsilon))
-    _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, np.int64(p.size), *numbers)
+    """Move Adam's clock (t, rate, epsilon), float64, on by one step; `like` is a parameter."""
+    numbers = map(np.float64, (learning_rate, beta1, beta2, epsilon))
+    correct = np.int32(bias_correction)
+    _launch("elementwise.cu", "adam_clock", like, 1, clock, np.int64(1), *numbers, correct)
+
+
+def adam(p: Array, g: Array, m: Array, v: Array, clock: Array, beta1: float, beta2: float) -> None:
+    """Change p, m and v by one step of Adam, in place, at the rate and epsilon of `clock`."""
+    betas = (_real(p, beta1), _real(p, beta2))
+    _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, clock, np.int64(p.size), *betas)
 
 
 def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:

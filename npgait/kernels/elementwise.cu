@@ -42,11 +42,27 @@ extern "C" __global__ void difference(const REAL* __restrict__ y, const REAL* __
     }
 }
 
+// One step of Adam's clock (t, rate, epsilon): t <- t + 1, and from it rate and epsilon with the bias corrections. On
+// the device, so that a step that is replayed counts on.
+extern "C" __global__ void adam_clock(double* __restrict__ clock, long long n, double learning_rate,
+                                      double beta1, double beta2, double epsilon, int bias_correction) {
+    FOR_EACH(i, n) {
+        double t = clock[0] + 1;
+        double correct1 = bias_correction ? 1 - pow(beta1, t) : 1;
+        double correct2 = bias_correction ? 1 - pow(beta2, t) : 1;
+        clock[0] = t;
+        clock[1] = learning_rate * sqrt(correct2) / correct1;
+        clock[2] = epsilon * sqrt(correct2);
+    }
+}
+
 // Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, p <- p - rate m / (sqrt(v) + epsilon), the bias
 // corrections in rate and epsilon.
 extern "C" __global__ void adam(REAL* __restrict__ p, const REAL* __restrict__ g, REAL* __restrict__ m,
-                                REAL* __restrict__ v, long long n, REAL rate, REAL beta1, REAL beta2,
-                                REAL epsilon) {
+                                REAL* __restrict__ v, const double* __restrict__ clock, long long n, REAL beta1,
+                                REAL beta2) {
+    REAL rate = (REAL)clock[1];
+    REAL epsilon = (REAL)clock[2];
     FOR_EACH(t, n) {
         REAL gradient = g[t];
         REAL first = beta1 * m[t] + (1 - beta1) * gradient;

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from npgait import models
-from npgait.backend import Uploader, to_host
+from npgait.backend import to_host
 from npgait.data import Preparation, Scaling
+from npgait.gpu import Uploader
 from npgait.inverse import CHECK_EVERY, InverseSolver
 from npgait.layers.patches import Window, add_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.network import Network
 from npgait.optimizers import Adam
 from npgait.orthogonality import REGULARISERS, gram
+from npgait.replay import Stepper
 from npgait.rules import NAMES, bind, draw_feedback
 from npgait.training import Recipe, train_step
 from tests.support import near_orthogonal, relative
@@ -107,6 +109,35 @@ def test_whole_steps_end_where_numpys_do(name, kind, gpu, rng):
             train_step(net, recipe, xp.asarray(x), xp.asarray(labels), step=step)
     for got, expected in zip(twin.parameters(), network.parameters(), strict=True):
         assert relative(to_host(got), expected) < 1e-7
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("name", ["bp", "gait"])
+def test_steps_replayed_from_a_graph_end_where_numpys_do(name, kind, gpu, rng, record_property):
+    """Where CuPy records them (14 or later), the steps between two looks; elsewhere every step."""
+    network = networks(kind, True, "float64", int(rng.integers(1 << 30)))
+    twin = on_gpu(network, gpu)
+    steppers = [
+        Stepper(
+            net,
+            Recipe(bind(name), softmax_cross_entropy, Adam(1e-5, epsilon=1e-4), ortho_strength=0.5),
+        )
+        for net in (network, twin)
+    ]
+    kept = []
+    for step in range(40):
+        x = rng.standard_normal((6, *network.shape_in))
+        labels = rng.integers(0, network.n_classes, 6)
+        expected, _ = steppers[0](x, labels, step=step)
+        got, _ = steppers[1](gpu.xp.asarray(x), gpu.xp.asarray(labels), step=step)
+        kept.append((got, expected, gpu.xp.full(1 << 20, np.nan)))  # memory asked for in between
+    for got, expected, _ in kept:
+        assert relative(to_host(got), expected) < 1e-7
+    for got, expected in zip(twin.parameters(), network.parameters(), strict=True):
+        assert relative(to_host(got), expected) < 1e-7
+    record_property("replayed", steppers[1].replayed)
+    print(f"replayed {steppers[1].replayed} of 40 steps {steppers[1].refused}")
+    assert steppers[1].replayed > 10 or steppers[1].refused
 
 
 def test_uploaded_batches_are_those_that_were_given(gpu, rng):

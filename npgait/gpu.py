@@ -1,0 +1,90 @@
+"""What only a GPU has: copies on a second stream, and work recorded in CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, Device
+
+
+class Uploader:
+    """Copies batches to a GPU on a stream of its own, from pinned memory, while others are computed on.
+
+    Two buffers take turns on either side. A buffer is written again only after its copy, and what was
+    computed from it, are done; the host waits for the former, the copying stream for the latter.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.cuda = device.xp.cuda
+        self.xp = device.xp
+        self.stream = self.cuda.Stream(non_blocking=True)
+        self.slots: list[dict[str, Any]] = [{}, {}]
+        self.number = 0
+
+    def __call__(self, x: np.ndarray, prepare: Callable[[Array], Array]) -> Array:
+        """Return `prepare` of x on the device; its result must not be a view of its argument."""
+        slot = self.slots[self.number % 2]
+        self.number += 1
+        if not slot or slot["host"].nbytes < x.nbytes:
+            slot |= self._buffers(x.nbytes)
+        slot["copied"].synchronize()
+        host = slot["host"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        np.copyto(host, x)
+        device = slot["device"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        self.stream.wait_event(slot["used"])
+        device.set(host, stream=self.stream)
+        slot["copied"].record(self.stream)
+        current = self.cuda.get_current_stream()
+        current.wait_event(slot["copied"])
+        prepared = prepare(device)
+        slot["used"].record(current)
+        return prepared
+
+    def _buffers(self, size: int) -> dict[str, Any]:
+        self.cuda.get_current_stream().synchronize()
+        memory = self.cuda.alloc_pinned_memory(size)
+        return {
+            "host": np.frombuffer(memory, np.uint8, size),
+            "device": self.xp.empty(size, np.uint8),
+            "copied": self.cuda.Event(disable_timing=True),
+            "used": self.cuda.Event(disable_timing=True),
+        }
+
+
+@functools.cache
+def uploader(device: Device) -> Uploader:
+    """Return the one uploader of a GPU."""
+    return Uploader(device)
+
+
+class Recorder:
+    """Records what a GPU is asked to do in a CUDA graph, without its being done.
+
+    What is allocated meanwhile comes from a memory pool that nothing else uses: a graph reads and writes
+    the same addresses each time that it is launched.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.cuda = device.xp.cuda
+        self.stream = self.cuda.Stream(non_blocking=True)
+        self.pool = self.cuda.MemoryPool()
+
+    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+        """Return a graph of what `work` asks for (`launch()` does it), and what `work` returned.
+
+        Whatever CuPy and the driver refuse to record ends in an exception of theirs.
+        """
+        with self.stream, self.cuda.using_allocator(self.pool.malloc):
+            self.stream.begin_capture()
+            try:
+                result = work()
+            except BaseException:
+                with suppress(Exception):  # the recording is spoilt; it has to be ended all the same
+                    self.stream.end_capture()
+                raise
+            return self.stream.end_capture(), result

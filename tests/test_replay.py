@@ -1,0 +1,180 @@
+"""Steps replayed from a graph, with a stand-in for CuPy: they end where steps made one by one do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from npgait.backend import CPU, to_host
+from npgait.losses import softmax_cross_entropy
+from npgait.optimizers import SGD, Adam, Momentum
+from npgait.replay import MOST, Stepper
+from npgait.rules import NAMES, bind
+from npgait.step import Recipe, train_step
+from tests.fake_cupy import Counter, fake_gpu  # noqa: F401 - a fixture
+from tests.support import relative
+from tests.test_gpu_path import network_on, recipe_for
+
+STRENGTH = {"tp": 0.3, "itp": 0.3, "gait": 0.3}
+
+
+def batches(network, sizes, seed=1):
+    rng = np.random.default_rng(seed)
+    return [(rng.standard_normal((n, *network.shape_in)), rng.integers(0, 5, n)) for n in sizes]
+
+
+def both(fake, kind, make_recipe, sizes, rule="gait", between=lambda step, recipe: None):
+    """Learn from the same batches on the CPU and on a device; return both, the stepper, waits a step."""
+    cpu, gpu = (network_on(device, kind, rule) for device in (CPU, fake))
+    recipes = [make_recipe(network) for network in (cpu, gpu)]
+    stepper, waits = Stepper(gpu, recipes[1]), []
+    for step, (x, labels) in enumerate(batches(cpu, sizes), start=1):
+        for recipe in recipes:
+            between(step, recipe)
+        loss, _ = train_step(cpu, recipes[0], x, labels, step=step)
+        x, labels = fake.xp.asarray(x), fake.xp.asarray(labels)
+        Counter.waits = 0
+        got, y = stepper(x, labels, step=step)
+        waits.append(Counter.waits)
+        np.testing.assert_allclose(to_host(got), loss, rtol=1e-6)
+        assert y.shape == (len(x), 5)
+    return cpu, gpu, stepper, waits
+
+
+def assert_equal(cpu, gpu, tolerance=1e-8):
+    for got, expected in zip(gpu.parameters(), cpu.parameters(), strict=True):
+        assert relative(to_host(got), expected) < tolerance
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("rule", NAMES)
+def test_replayed_steps_end_where_steps_made_one_by_one_do(rule, kind, fake_gpu):  # noqa: F811
+    strength = STRENGTH.get(rule, 0.0)
+    cpu, gpu, stepper, waits = both(
+        fake_gpu, kind, lambda net: recipe_for(net, rule, ortho_strength=strength), [6] * 20, rule
+    )
+    assert stepper.refused == ""
+    assert stepper.replayed >= 8
+    assert sum(w > 0 for w in waits) <= 20 - stepper.replayed
+    assert_equal(cpu, gpu)
+
+
+@pytest.mark.parametrize("options", [{"ortho_every": 2}, {"decoupled": True}, {"reduction": "mean"}])
+@pytest.mark.parametrize("regulariser", ["orthonormal", "orthogonal", "conformal"])
+def test_every_kind_of_regulariser_is_replayed(regulariser, options, fake_gpu):  # noqa: F811
+    cpu, gpu, stepper, _ = both(
+        fake_gpu,
+        "dense",
+        lambda net: recipe_for(net, "gait", ortho_strength=0.25, regulariser=regulariser, **options),
+        [6] * 60,
+    )
+    assert stepper.refused == ""
+    assert stepper.replayed > 20
+    assert_equal(cpu, gpu)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [lambda: SGD(1e-3), lambda: Momentum(1e-3), lambda: Adam(1e-3, bias_correction=False)]
+)
+def test_every_optimizer_is_replayed(optimizer, fake_gpu):  # noqa: F811
+    cpu, gpu, stepper, _ = both(
+        fake_gpu,
+        "dense",
+        lambda net: replace(recipe_for(net, "bp"), optimizer=optimizer()),
+        [6] * 9,
+        "bp",
+    )
+    assert stepper.replayed >= 5
+    assert_equal(cpu, gpu)
+
+
+def test_a_recording_is_for_one_size_of_batch_and_one_learning_rate(fake_gpu):  # noqa: F811
+    def slower(step, recipe):
+        recipe.optimizer.learning_rate = 1e-3 if step < 10 else 1e-4
+
+    sizes = [6, 6, 6, 6, 2, 6, 6, 6, 6, 6, 6, 6, 6, 2, 2, 2, 2]
+    cpu, gpu, stepper, _ = both(
+        fake_gpu, "dense", lambda net: recipe_for(net, "bp"), sizes, "bp", between=slower
+    )
+    assert stepper.replayed >= 6
+    assert len(stepper.recordings) == 3
+    assert_equal(cpu, gpu)
+
+
+def test_recordings_are_bounded(fake_gpu):  # noqa: F811
+    sizes = [size for size in range(1, 2 * MOST) for _ in range(4)]
+    cpu, gpu, stepper, _ = both(fake_gpu, "dense", lambda net: recipe_for(net, "bp"), sizes, "bp")
+    assert len(stepper.recordings) == MOST
+    assert_equal(cpu, gpu)
+
+
+def test_adam_counts_its_steps_through_replays_and_checkpoints(fake_gpu):  # noqa: F811
+    def reload(step, recipe):
+        if step == 8:
+            recipe.optimizer.load(recipe.optimizer.state())
+
+    cpu, gpu, stepper, _ = both(
+        fake_gpu, "dense", lambda net: recipe_for(net, "bp"), [6] * 14, "bp", between=reload
+    )
+    assert stepper.replayed >= 6
+    assert int(stepper.recipe.optimizer.state()["t"]) == 14
+    assert_equal(cpu, gpu)
+
+
+def test_what_cannot_be_recorded_is_made_step_by_step_and_said(fake_gpu, monkeypatch):  # noqa: F811
+    def looking_loss(y, labels):
+        loss, error = softmax_cross_entropy(y, labels)
+        return loss, error * (1.0 if float(loss.sum()) > 0 else 2.0)
+
+    def looking(network):
+        return replace(recipe_for(network, "bp"), loss=looking_loss)
+
+    cpu, gpu, stepper, _ = both(fake_gpu, "dense", looking, [6] * 8, "bp")
+    assert "RuntimeError: the current stream is capturing" in stepper.refused
+    assert stepper.replayed == 0
+    assert stepper.recipe.optimizer.t == 8
+    assert_equal(cpu, gpu)
+
+
+def test_a_replay_that_ends_elsewhere_is_not_trusted(fake_gpu, monkeypatch):  # noqa: F811
+    class Biased(SGD):
+        """One whose steps depend on what only the host knows."""
+
+        steps = 0
+
+        def step(self, parameters, gradients):
+            Biased.steps += 1
+            for p, g in zip(parameters, gradients, strict=True):
+                p -= self.learning_rate * (1 + Biased.steps) * g
+
+    network = network_on(fake_gpu, "dense", "bp")
+    recipe = replace(recipe_for(network, "bp"), optimizer=Biased(1e-4))
+    stepper = Stepper(network, recipe)
+    x, labels = map(fake_gpu.xp.asarray, batches(network, [6])[0])
+    for _ in range(5):
+        stepper(x, labels)
+    assert stepper.refused == "a replayed step did not end where the step itself had"
+    assert stepper.replayed == 0
+
+
+def test_absolute_targets_measured_steps_and_the_cpu_are_never_recorded(fake_gpu):  # noqa: F811
+    network = network_on(fake_gpu, "dense", "gait")
+    recipe = Recipe(bind("gait", targets="absolute"), softmax_cross_entropy, Adam(1e-6))
+    x, labels = batches(network, [6])[0]
+    on_device = fake_gpu.xp.asarray(x), fake_gpu.xp.asarray(labels)
+    absolute = Stepper(network, recipe)
+    measured = Stepper(network, recipe_for(network, "bp"))
+    forbidden = Stepper(network, recipe_for(network, "bp"), graphs=False)
+    cpu = network_on(CPU, "dense", "bp")
+    host = Stepper(cpu, recipe_for(cpu, "bp"))
+    seen = []
+    for step in range(6):
+        absolute(*on_device, step=step)
+        measured(*on_device, step=step, on_measure=seen.extend)
+        forbidden(*on_device, step=step)
+        host(x, labels, step=step)
+    assert seen
+    for stepper in (absolute, measured, forbidden, host):
+        assert (stepper.replayed, stepper.recordings, stepper.refused) == (0, {}, "")
