@@ -235,7 +235,7 @@ class Conv2D:
             x_p = self._patches(x[part])
             delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
             delta_p = delta.reshape(-1, u)
-            return x_p.T @ delta_p, array_module(x).einsum("ij->j", delta_p)
+            return x_p.T @ delta_p, _column_sums(delta_p)
 
         parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
         dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
@@ -277,3 +277,8 @@ class Conv2D:
             worth = -(-SLICE_OPERATIONS // (2 * rows * columns * self.W.shape[0] * self.used))
             size = min(size, max(-(-len(batch) // 8), worth))
         return [slice(first, first + size) for first in range(0, len(batch), size)]
+
+
+def _column_sums(x: Array) -> Array:
+    """Return x.sum(axis=0), for which NumPy takes twice as long as for the same by einsum."""
+    return np.einsum("ij->j", x) if array_module(x) is np else x.sum(axis=0)
