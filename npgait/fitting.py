@@ -27,6 +27,7 @@ def fit(
     optimizer: Optimizer | None = None,
     test: tuple[Any, Any] | None = None,
     seed: int = 0,
+    graphs: bool = True,
 ) -> list[dict[str, Any]]:
     """Train a network on arrays, in place: the whole library in one call.
 
@@ -51,6 +52,8 @@ def fit(
         Evaluated after each epoch.
     seed : int
         Of the order of samples and of random feedback.
+    graphs : bool
+        Whether a GPU may replay steps from CUDA graphs; see `replay`.
 
     Returns
     -------
@@ -88,6 +91,7 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         streams=streams,
+        graphs=graphs,
     )
     return [event.row for event in events if isinstance(event, EpochDone)]
 

@@ -103,7 +103,7 @@ class Stepper:
             (x.shape, x.dtype, labels.shape, labels.dtype, self._due(step)),
             tuple((plan.method, plan.terms) for plan in plans if plan),
             tuple(value for value in numbers if isinstance(value, float | bool | str)),
-            tuple(map(id, self._changed())),
+            tuple(map(id, (self.recipe.rule, self.recipe.loss, *self._changed()))),
         )
 
     def _due(self, step: int) -> bool:
