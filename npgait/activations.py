@@ -161,8 +161,10 @@ class LeakyReLU:
             return kernels.difference(y, v, s, self.slope)
         xp = array_module(y)
         s = xp.asarray(s, dtype=y.dtype)
-        y_nudged = y - s * v
-        one_side = v / self.derivative(y)
+        y_nudged = s * v
+        y_nudged = xp.subtract(y, y_nudged, out=y_nudged)  # y - s v
+        one_side = self.derivative(y)
+        one_side = xp.divide(v, one_side, out=one_side)  # v / f'
         crossed = (y > 0) != (y_nudged > 0)
         if not crossed.any():
             return one_side
