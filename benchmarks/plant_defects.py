@@ -164,7 +164,7 @@ DEFECTS = [
     Defect("patches: an overhanging part is cut short", "npgait/layers/patches.py",
            "size = min(s, k - j) * c", "size = min(1, k - j) * c", CONV),
     Defect("padding: images of other pads in one memory", "npgait/parallel.py",
-           "(shape, pads, x.dtype)", "(shape, x.dtype)", CONV),
+           "key = (shape, pads, x.dtype)", "key = (shape, x.dtype)", CONV),
     Defect("conv forward: bias doubled", "npgait/layers/conv.py",
            "self.f.biased(a_p, self.b[:u], ",
            "self.f.biased(a_p, 2 * self.b[:u], ", CONV),

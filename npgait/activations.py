@@ -12,6 +12,7 @@ from typing import Protocol
 
 from npgait import kernels
 from npgait.backend import Array, array_module
+from npgait.parallel import by_sample
 
 
 class Activation(Protocol):
@@ -118,11 +119,15 @@ class LeakyReLU:
         """Return f'(a)^power * e."""
         if kernels.apply_to(a, e):
             return kernels.times_derivative(a, e, self.slope, power)
-        product = self.derivative(a)
-        if power != 1:
-            product **= power
-        product *= e
-        return product
+
+        def equation(a: Array, e: Array) -> Array:
+            product = self.derivative(a)
+            if power != 1:
+                product **= power
+            product *= e
+            return product
+
+        return by_sample(equation, a, e)
 
     def inverse(self, y: Array) -> Array:
         """Return f^-1(y): y where y > 0, y / slope elsewhere."""
@@ -159,6 +164,9 @@ class LeakyReLU:
         """
         if kernels.apply_to(y, v):
             return kernels.difference(y, v, s, self.slope)
+        return by_sample(self._difference, y, v, s)
+
+    def _difference(self, y: Array, v: Array, s: Array | float) -> Array:
         xp = array_module(y)
         s = xp.asarray(s, dtype=y.dtype)
         y_nudged = s * v

@@ -46,7 +46,32 @@ def in_threads(
         return list(_pool(os.getpid(), threads).map(work, parts))
 
 
+def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
+    """Return `equation(x, *others)`, elementwise; of large arrays by stretches of the batch, in threads.
+
+    Parameters
+    ----------
+    equation : callable
+        Its result has the shape and dtype of `x`.
+    x : array (B, ...)
+    others
+        Arrays (B, ...) that broadcast to `x`, and numbers.
+    """
+    if array_module(x) is not np or x.size < LARGE or len(x) < 2:
+        return equation(x, *others)
+    result = np.empty_like(x)
+
+    def stretch(part: slice) -> None:
+        result[part] = equation(x[part], *(o[part] if isinstance(o, np.ndarray) else o for o in others))
+
+    size = max(1, len(x) * STRETCH // x.size)
+    in_threads(stretch, [slice(i, i + size) for i in range(0, len(x), size)], x)
+    return result
+
+
 _local = threading.local()
+LARGE = 1 << 19  # values of an array from which on elementwise work is shared out
+STRETCH = 1 << 17  # values that are worked on at a time, so that several passes stay in the cache
 MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 
 
@@ -71,11 +96,12 @@ def zero_padded(x: np.ndarray, pads: tuple[tuple[int, int], ...]) -> np.ndarray:
     """
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pads, strict=True))
     kept: dict[object, np.ndarray] = _local.__dict__.setdefault("padded", {})
-    if (shape, pads, x.dtype) not in kept:
+    key = (shape, pads, x.dtype)
+    if key not in kept:
         if len(kept) >= MOST_KEPT:
             kept.clear()
-        kept[shape, pads, x.dtype] = np.zeros(shape, x.dtype)
-    padded = kept[shape, pads, x.dtype]
+        kept[key] = np.zeros(shape, x.dtype)
+    padded = kept[key]
     padded[tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pads, strict=True))] = x
     return padded
 

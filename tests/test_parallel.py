@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from npgait.parallel import MOST_KEPT, in_threads, scratch, zero_padded
+from npgait.parallel import LARGE, MOST_KEPT, by_sample, in_threads, scratch, zero_padded
 
 SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
 
@@ -61,3 +61,12 @@ def test_padding_keeps_a_bounded_number_of_shapes():
     for n in range(1, 3 * MOST_KEPT):
         x = np.ones(n)
         np.testing.assert_array_equal(zero_padded(x, ((1, 1),)), np.pad(x, 1))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (7, LARGE // 6), (1, LARGE), (2 * LARGE, 1), (0, 4)])
+def test_elementwise_work_is_the_same_however_it_is_shared_out(shape, dtype, rng):
+    x, y = rng.standard_normal((2, *shape)).astype(dtype)
+    s = rng.standard_normal((len(x), 1)).astype(dtype)
+    got = by_sample(lambda x, y, s, c: x * y - s * c, x, y, s, 2.0)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, x * y - s * 2.0)
