@@ -1,0 +1,125 @@
+"""The product with W^-1 near orthogonality, by matrix products alone: summed, or refined.
+
+Both come twice: once ending when what is left is small, which has to be looked at, and once for so many
+terms, whatever is left, for which a GPU need not be waited for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+from npgait.orthogonality import residual, scale_of
+
+
+def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
+    """Return z = d W^T / c^2 (I + R + R^2 + ...) and the number of terms; None where LU is better.
+
+    The terms are multiplied to d one after the other (B n^2 operations each), never to each other.
+    Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
+    the terms), so the residual is measured before z is trusted.
+    """
+    xp = array_module(d)
+    c2 = float(scale_of(G))
+    if not (c2 > 0 and np.isfinite(c2)):
+        return None, 0
+    R = residual(G, c2)
+    tall = len(G) < len(W)  # then W^T comes last: R is of the other side
+    term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
+    z = term
+    size = last = float(xp.linalg.norm(term))
+    limit = tolerance * size
+    before = last
+    bound = float(xp.linalg.norm(R))
+    for k in range(most + 1):
+        # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
+        # r; the factor between the last terms is a mean over directions, and thrice that is safe
+        # for all but a few of them.
+        r = bound if k == 0 else min(bound, 3 * last / before)
+        if not np.isfinite(last):
+            return None, k
+        if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
+            z = z @ W.T if tall else z
+            trusted = bound < 1 or relative_residual(z, d, W) <= 10 * tolerance
+            return (z, k) if trusted else (None, k)
+        if (k >= 1 and last >= 0.7 * before) or k == most:
+            return None, k
+        term = term @ R
+        z = z + term
+        before, last = last, float(xp.linalg.norm(term))
+    return None, most
+
+
+def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
+    """Return the sum of `series` after so many terms, whatever it is."""
+    c2 = scale_of(G)
+    R = residual(G, c2)
+    tall = len(G) < len(W)
+    z = term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
+    for _ in range(terms):
+        term = term @ R
+        z = z + term
+    return z @ W.T if tall else z
+
+
+def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
+    """Return z of `refined` after so many corrections, whatever it is."""
+    r = d.reshape(-1, d.shape[-1])
+    c2 = array_module(d).vdot(W, W) / W.shape[1]
+    z = r @ W[:, : r.shape[1]].T * (1 / c2)
+    for _ in range(corrections):
+        left = -(z @ W)
+        left[:, : r.shape[1]] += r
+        z += left @ W.T * (1 / c2)
+    return z.reshape(*d.shape[:-1], len(W))
+
+
+def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
+    """Return z by z <- z + r W^T / c^2, r = d - z W, and the number of corrections; None for LU.
+
+    What is left is measured, not estimated, but for the last correction, whose effect follows from those
+    before it. Eight rows tell first whether it will converge at all.
+    """
+    xp = array_module(d)
+    rows = d.reshape(-1, d.shape[-1])
+    c2 = float(xp.vdot(W, W)) / W.shape[1]
+    if not (c2 > 0 and np.isfinite(c2)):
+        return None, 0
+    some = rows[:: max(1, len(rows) // 8)][:8]
+    if not float(xp.linalg.norm(_left(some, some @ W[:, : some.shape[1]].T, W, c2))) <= 0.3 * float(
+        xp.linalg.norm(some)
+    ):
+        return None, 0
+    r, z = rows, None
+    before = last = float(xp.linalg.norm(rows))
+    limit = tolerance * last
+    for k in range(most + 1):
+        correction = r @ W[:, : r.shape[1]].T
+        correction *= correction.dtype.type(1 / c2)
+        z = correction if z is None else xp.add(z, correction, out=z)
+        if k > 0 and 3 * last * (last / before) <= limit:
+            return z.reshape(*d.shape[:-1], len(W)), k
+        r = _left(r, correction, W, 1.0)
+        before, last = last, float(xp.linalg.norm(r))
+        if last <= limit:
+            return z.reshape(*d.shape[:-1], len(W)), k
+        if not last < 0.5 * before:
+            break
+    return None, most
+
+
+def _left(r: Array, z: Array, W: Array, c2: float) -> Array:
+    """Return r - z W / c^2, r filled up with zeros."""
+    left = z @ W
+    left *= left.dtype.type(-1 / c2)
+    left[:, : r.shape[1]] += r
+    return left
+
+
+def relative_residual(z: Array, d: Array, W: Array) -> float:
+    """Return ||z W - d|| / ||d||; 0 for d = 0."""
+    xp = array_module(d)
+    u = d.shape[-1]
+    norm = float(xp.linalg.norm(d))
+    difference = float(xp.linalg.norm(z.reshape(-1, len(W)) @ W[:, :u] - d.reshape(-1, u)))
+    return difference / norm if norm else difference
