@@ -157,6 +157,7 @@ class Stepper:
             recording = Recording(graph, x_, labels_, results, self._changed())
         except Exception as error:  # CuPy and the driver have many ways to refuse
             self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._recorder = None  # and the memory that it took
         self._set_counts(step, counts)
         loss, y = train_step(network, recipe, x, labels, step=step)
         if recording is not None and self._ends_as(before, recording, x, labels):
