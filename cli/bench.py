@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from npgait.backend import Device, synchronise
+from npgait.backend import Array, Device, synchronise
+from npgait.cli.bench_report import report
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
 from npgait.cli.options import (
@@ -24,7 +25,6 @@ from npgait.cli.options import (
     precision_option,
     selected,
 )
-from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import INVERTING, Experiment, resolved
 from npgait.costs import Cost, step_cost
@@ -61,9 +61,10 @@ class Timed:
     batch: Batch
     loader_seconds: float
     memory: int
+    weights: list[Array]  # each round begins with them: a batch learned by heart is no training
     costs: list[Cost] = field(default_factory=list)  # before and after the steps of each round
     times: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
-    parts: dict[str, float] = field(default_factory=dict)
+    laps: list[dict[str, float]] = field(default_factory=list)  # seconds of each part, by round
 
     @property
     def cost(self) -> Cost:
@@ -74,6 +75,11 @@ class Timed:
     def seconds(self) -> float:
         """Seconds of a step, without the loader."""
         return mean_step(self.times, self.experiment.ortho_every)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of a step, the median of the rounds."""
+        return {part: median(lap[part] for lap in self.laps) for part in PARTS}
 
 
 @click.command()
@@ -191,17 +197,17 @@ def measure(
             machine.setdefault(str(dtype), []).append(product_rate(device, dtype))
         machine.setdefault("bandwidth", []).append(bandwidth(device))
         for t in timed:
+            for p, before in zip(t.session.network.parameters(), t.weights, strict=True):
+                p[...] = before
             with blas_threads(t.session.network, t.experiment.batch_size):
                 every = t.experiment.ortho_every
                 count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
                 t.costs.append(_cost(t))
                 got = time_steps(t.stepper, t.batch, steps=count, first=number * count)
                 t.costs.append(_cost(t))
+                t.laps.append(time_parts(t.session.network, t.session.recipe, t.batch, steps=2))
                 for kind, seconds in got.items():
                     t.times[kind] += seconds
-    for t in timed:
-        with blas_threads(t.session.network, t.experiment.batch_size):
-            t.parts = time_parts(t.session.network, t.session.recipe, t.batch, steps=5)
     rates = {key: median(values) for key, values in machine.items()}
     environment = describe_environment(device, ["npgait", "bench"])
     return {
@@ -226,7 +232,8 @@ def _set_up(e: Experiment, device: Device, data_dir: Path | None, graphs: bool) 
         stepper = Stepper(network, recipe, graphs)
         time_steps(stepper, batch, steps=WARM_UP_GPU if device.is_gpu else WARM_UP)
         memory = step_memory(network, recipe, batch)
-    return Timed(e, session, stepper, batch, loader_seconds, memory)
+    weights = [p.copy() for p in network.parameters()]
+    return Timed(e, session, stepper, batch, loader_seconds, memory, weights)
 
 
 def _cost(t: Timed) -> Cost:
@@ -285,45 +292,3 @@ def _rows(timed: Sequence[Timed], rates: dict[str, float]) -> list[dict[str, Any
             }
         )
     return rows
-
-
-def report(result: dict[str, Any]) -> str:
-    """Return the tables that a person reads."""
-    rows = result["experiments"]
-    rates = ", ".join(f"{v / 1e9:.0f} GFLOP/s {k}" for k, v in result["product_rate"].items())
-    header = ["experiment", "ms/step", "samples/s", "GFLOP", "product rate", "floor", "x BP"]
-    header += ["GFLOP x BP", "peak memory"]
-    steps = [
-        [
-            row["name"],
-            f"{1e3 * row['seconds']:.1f}",
-            f"{row['samples_per_second']:.0f}",
-            f"{row['cost']['operations'] / 1e9:.2f}",
-            f"{row['share_of_product_rate']:.0%}",
-            f"{row['share_of_floor']:.0%}",
-            f"{row['ratio_to_bp']:.2f}",
-            f"{row['operations_to_bp']:.2f}",
-            f"{row['peak_bytes'] / 2**20:.0f} MiB",
-        ]
-        for row in rows
-    ]
-    parts = [
-        [row["name"], *(f"{1e3 * row['parts_seconds'][part]:.1f}" for part in (*PARTS, "loader"))]
-        for row in rows
-    ]
-    refused = [
-        f"{row['name']}: not replayed from a CUDA graph: {row['replay_refused']}"
-        for row in rows
-        if row["replay_refused"]
-    ]
-    return "\n\n".join(
-        [
-            f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s",
-            format_table(header, steps),
-            "product rate: operations a second over this machine's; floor: the least time, operations\n"
-            "and the optimizer's bytes at this machine's rates, over the time taken",
-            "where the time goes, ms a step:",
-            format_table(["experiment", *PARTS, "loader"], parts),
-            *refused,
-        ]
-    )

@@ -94,6 +94,8 @@ def _solve(report: SolveReport, n: int, m: int, rows: int) -> float:
     """Return the operations of z = d W^-1, W (n, m), beyond those of d W^T."""
     if report.method == "lu":
         return 2 / 3 * n**3 + 2.0 * rows * n**2
+    if report.method == "normal":
+        return 2 / 3 * m**3 + 2.0 * rows * m**2
     if report.method == "qr":
         return 4.0 * m**2 * (n - m / 3) + 2.0 * rows * m**2
     if report.method == "series":

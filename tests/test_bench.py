@@ -75,6 +75,21 @@ def test_implicit_units_cost_what_the_used_ones_cost():
     assert costs == [3 * 20**3 * 2, 3 * 20**3 + 3 * 20 * 3**2]
 
 
+@pytest.mark.parametrize(
+    ("method", "terms", "solve"),
+    [
+        ("normal", 0, 2 / 3 * 4**3 + 2 * 8 * 4**2),
+        ("series", 3, 3 * 2 * 8 * 4**2),
+        ("qr", 0, 4 * 4**2 * (20 - 4 / 3) + 2 * 8 * 4**2),
+    ],
+)
+def test_ways_to_the_inverse_of_a_tall_matrix_are_counted_by_hand(method, terms, solve):
+    network = models.square(20, 4, depth=1, auxiliary="implicit")  # its output: 20 inputs, 4 classes
+    reports = {1: SolveReport(method, terms, 0.0)}
+    cost, none = (step_cost(network, recipe("gait"), 8, r).targets for r in (reports, {}))
+    assert cost - none == pytest.approx(solve, rel=1e-6)
+
+
 def test_the_machine_is_measured():
     assert 1e8 < product_rate(CPU, np.dtype(np.float32), n=256, repeats=2) < 1e15
     assert 1e7 < bandwidth(CPU, size=1 << 22, repeats=2) < 1e14

@@ -184,13 +184,33 @@ def test_implicit_auxiliary_units_give_the_inverse_of_the_completed_weights(
     assert relative(z, expected) < allowed
 
 
-def test_a_tall_matrix_takes_the_series_near_orthogonality_and_qr_away_from_it(device, dtype, rng):
-    for away, method in ((0.01, "series"), (2.0, "qr")):
-        W = device.xp.asarray(tall(rng, 90, 30, away, dtype))
+@pytest.mark.parametrize("given_gram", [False, True])
+def test_a_tall_matrix_takes_the_series_near_orthogonality_and_normal_equations_away_from_it(
+    given_gram, device, dtype, rng
+):
+    near = "series" if given_gram else "refinement"
+    for away, method in ((0.01, near), (2.0, "normal")):
+        W = tall(rng, 90, 30, away, dtype)
         reports = []
-        d = device.xp.asarray(rng.standard_normal((4, 30)).astype(dtype))
-        InverseSolver(reports=reports)(d, W, gram(W))
+        d = rng.standard_normal((4, 30)).astype(dtype)
+        on_device = device.xp.asarray(W)
+        G = gram(on_device) if given_gram else None
+        z = InverseSolver(reports=reports)(device.xp.asarray(d), on_device, G)
+        tolerance = 10 * DEFAULT_TOLERANCE[str(dtype)]
         assert reports[0].method == method
+        assert reports[0].residual < tolerance
+        expected = d.astype(np.float64) @ np.linalg.pinv(W.astype(np.float64))
+        assert relative(to_host(z), expected) < tolerance * np.linalg.cond(W)
+
+
+def test_normal_equations_that_lose_too_many_digits_give_way_to_qr(device, dtype, rng):
+    # Of condition 1 / sqrt(eps): W^T W then has no digit left of its least singular values.
+    sizes = np.geomspace(1, np.sqrt(np.finfo(dtype).eps), 30)
+    W = (tall(rng, 90, 30, 0.0) * sizes @ orthogonal(rng, 30, 30)).astype(dtype)
+    d = rng.standard_normal((4, 30)).astype(dtype)
+    on_device, reports = device.xp.asarray(W), []
+    InverseSolver(reports=reports)(device.xp.asarray(d), on_device, gram(on_device))
+    assert (reports[0].method, reports[0].terms) == ("qr", 0)
 
 
 def test_a_tall_matrix_without_full_rank_is_an_error_that_names_the_layer(dtype, rng):
