@@ -45,7 +45,7 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
         if (k >= 1 and last >= 0.7 * before) or k == most:
             return None, k
         term = term @ R
-        z = z + term if k == 0 else xp.add(z, term, out=z)  # at first z is the term itself
+        z += term
         before, last = last, float(xp.linalg.norm(term))
     return None, most
 
@@ -56,9 +56,9 @@ def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
     R = residual(G, c2)
     tall = len(G) < len(W)
     z = term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
-    for k in range(terms):
+    for _ in range(terms):
         term = term @ R
-        z = z + term if k == 0 else array_module(d).add(z, term, out=z)
+        z += term
     return z @ W.T if tall else z
 
 
