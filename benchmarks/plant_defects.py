@@ -157,7 +157,7 @@ DEFECTS = [
     Defect("patches: odd padding at the top and left", "npgait/layers/patches.py",
            "return total // 2, total - total // 2", "return total - total // 2, total // 2", CONV),
     Defect("patches: stride forgotten", "npgait/layers/patches.py",
-           "strides=(b, s * h, s * w, h, w, c),", "strides=(b, h, w, h, w, c),", CONV),
+           "strides=(b, s * h, s * w, h))", "strides=(b, h, w, h))", CONV),
     Defect("patches: overlap overwrites", "npgait/layers/patches.py",
            "pixels += make(slice(first, first + size))",
            "pixels[...] = make(slice(first, first + size))", CONV),

@@ -235,10 +235,11 @@ class Conv2D:
             x_p = self._patches(x[part])
             delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
             delta_p = delta.reshape(-1, u)
-            return x_p.T @ delta_p, _column_sums(delta_p)
+            return delta_p.T @ x_p, _column_sums(delta_p)  # dW^T: of the two, BLAS makes it faster
 
         parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
-        dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
+        dW_T, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
+        dW = array_module(x).ascontiguousarray(dW_T.T)
         n_out = self.W.shape[1]
         return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
 

@@ -102,32 +102,27 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     xp = array_module(x)
     rows, columns = window.positions
     k, s = window.kernel, window.stride
-    if kernels.apply_to(x):
-        n = len(x) * rows * columns * window.patch_size
-        patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
-        kernels.cut_patches(x, patches, _geometry(window))
+    n = len(x) * rows * columns * window.patch_size
+    patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
+    if xp is not np:
+        kernels.cut_patches(xp.ascontiguousarray(x), patches, _geometry(window))
         return patches.reshape(-1, window.patch_size)
-    padded = _padded(x, window, kept=out is not None)
-    b, h, w, c = padded.strides
-    view = xp.lib.stride_tricks.as_strided(
-        padded,
-        shape=(len(x), rows, columns, k, k, window.channels),
-        strides=(b, s * h, s * w, h, w, c),
-    )
-    if out is None:
-        return view.reshape(-1, window.patch_size)
-    patches = out.reshape(-1)[: view.size].reshape(view.shape)
-    patches[...] = view
+    padded = np.ascontiguousarray(_padded(x, window, kept=out is not None))
+    b, h, w, _ = padded.strides
+    # A row of a patch lies in one piece. NumPy copies pieces in half the time it takes for their values.
+    piece, shape = np.dtype((np.void, k * w)), (len(x), rows, columns, k)
+    pieces = np.ndarray(shape, piece, padded, strides=(b, s * h, s * w, h))
+    patches.view(piece).reshape(shape)[...] = pieces
     return patches.reshape(-1, window.patch_size)
 
 
-def _padded(x: Array, window: Window, *, kept: bool) -> Array:
+def _padded(x: np.ndarray, window: Window, *, kept: bool) -> np.ndarray:
     """Return images with their padding of zeros; `kept`: in memory that the next call takes again."""
     (top, bottom), (left, right) = window.pads
     if not (top or bottom or left or right):
         return x
     pads = ((0, 0), (top, bottom), (left, right), (0, 0))
-    return zero_padded(x, pads) if kept and array_module(x) is np else array_module(x).pad(x, pads)
+    return zero_padded(x, pads) if kept else np.pad(x, pads)
 
 
 def add_patches(patches: Array, window: Window) -> Array:
