@@ -136,9 +136,11 @@ class LeakyReLU:
     def derivative(self, a: Array) -> Array:
         """Return f'(a): 1 where a > 0, slope elsewhere (the kink itself counts as negative)."""
         xp, slope = array_module(a), a.dtype.type(self.slope)
-        if self.slope <= 1:  # the larger of slope and 1 where a > 0
-            above = (a > 0).astype(a.dtype)
-            return xp.maximum(above, slope, out=above)
+        if self.slope <= 1:
+            f_prime = (a > 0).astype(a.dtype)
+            f_prime *= 1 - slope
+            f_prime += slope  # exactly 1 where a > 0: what 1 - slope was rounded by is lost in the sum
+            return f_prime
         below = (a <= 0).astype(a.dtype)
         below *= slope
         return xp.maximum(below, a.dtype.type(1), out=below)

@@ -28,6 +28,16 @@ def test_derivative_is_the_slope_on_each_side_of_the_kink(f, a, sign):
     np.testing.assert_allclose((f(a + h) - f(a - h)) / (2 * h), f.derivative(a), rtol=1e-6, atol=1e-6)
 
 
+@given(
+    slope=st.floats(1e-6, 1e3), a=st.floats(1e-30, 1e30), dtype=st.sampled_from(["float32", "float64"])
+)
+def test_derivative_is_one_or_the_slope_to_the_last_digit(slope, a, dtype):
+    f_prime = LeakyReLU(slope).derivative(np.array([a, -a, 0.0], dtype))
+    slope = np.dtype(dtype).type(slope)
+    np.testing.assert_array_equal(f_prime, [1, slope, slope])
+    assert f_prime.dtype == dtype
+
+
 @pytest.mark.parametrize("slope", SLOPES)
 @given(y=vectors, v=vectors, s=st.floats(1e-3, 10.0))
 def test_difference_is_the_quotient_of_inverses_where_that_has_digits(slope, y, v, s):

@@ -281,5 +281,5 @@ class Conv2D:
 
 
 def _column_sums(x: Array) -> Array:
-    """Return x.sum(axis=0), for which NumPy takes twice as long as for the same by einsum."""
-    return np.einsum("ij->j", x) if array_module(x) is np else x.sum(axis=0)
+    """Return x.sum(axis=0): as a product, which on the CPU takes a quarter of the time."""
+    return np.ones(len(x), x.dtype) @ x if array_module(x) is np else x.sum(axis=0)
