@@ -19,7 +19,7 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver
 from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
-from npgait.layers.patches import Window, add_products, count_patches, cut_patches
+from npgait.layers.patches import Window, count_patches, cut_patches, product_adder
 from npgait.parallel import in_threads, scratch
 
 _LU = InverseSolver(method="lu")
@@ -247,15 +247,14 @@ class Conv2D:
 
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
-        window = self.window
         x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
+        sum_of_products = product_adder(M, self.window)
 
         def spread(part: slice) -> None:
-            x[part] = add_products(d[part].reshape(-1, d.shape[-1]), M, window)
+            x[part] = sum_of_products(d[part])
 
-        values = window.patch_size
-        if array_module(d) is np:  # no patch is written: what has to fit are the pixels of a position
-            values = min(window.kernel, window.stride) ** 2 * window.channels
+        gathered = self.window.neighbours**2 * d.shape[-1]
+        values = gathered if array_module(d) is np else self.window.patch_size
         in_threads(spread, self._slices(d, values), d)
         return x
 

@@ -72,6 +72,11 @@ class Window:
         """Pixels of padding: ((top, bottom), (left, right))."""
         return self._pads(self.height), self._pads(self.width)
 
+    @property
+    def neighbours(self) -> int:
+        """Most patches that lie over a pixel in one direction: ceil(k / stride)."""
+        return -(-self.kernel // self.stride)
+
     def _positions(self, size: int) -> int:
         if self.padding == "SAME":
             return -(-size // self.stride)
@@ -137,64 +142,79 @@ def add_patches(patches: Array, window: Window) -> Array:
     -------
     array (B, H, W, C)
     """
+    xp = array_module(patches)
+    rows, columns = window.positions
+    n = len(patches) // (rows * columns)
+    k, s, c = window.kernel, window.stride, window.channels
     if kernels.apply_to(patches):
-        rows, columns = window.positions
-        n = len(patches) // (rows * columns)
-        x = array_module(patches).empty((n, window.height, window.width, window.channels), patches.dtype)
+        x = xp.empty((n, window.height, window.width, c), patches.dtype)
         kernels.add_patches(patches, x, _geometry(window))
         return x
-    return _sum_of_parts(lambda part: patches[:, part], patches, window)
+    (top, bottom), (left, right) = window.pads
+    # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
+    height = max(window.height + top + bottom, (rows - 1) * s + k)
+    width = max(window.width + left + right, (columns - 1) * s + k)
+    x = xp.zeros((n, height, width, c), dtype=patches.dtype)
+    values = patches.reshape(n, rows, columns, k, k, c)
+    for i in range(k):
+        for j in range(k):
+            x[:, i : i + s * rows : s, j : j + s * columns : s] += values[:, :, :, i, j]
+    return x[:, top : top + window.height, left : left + window.width]
 
 
-def add_products(d: Array, M: Array, window: Window) -> Array:
-    """Return `add_patches(d M)`, on the CPU without the patches d M ever being written.
+def product_adder(M: Array, window: Window) -> Callable[[Array], Array]:
+    """Return the function that makes `add_patches(d M)`, on the CPU without d M ever being written.
 
     Parameters
     ----------
-    d : array (B*H'*W', u)
     M : array (u, k*k*C)
     window : Window
 
     Returns
     -------
-    array (B, H, W, C)
+    callable
+        Of d (B, H', W', u), returns images (B, H, W, C).
     """
-    if array_module(d) is not np:
-        return add_patches(d @ M, window)
-    widest = min(window.kernel, window.stride) * window.channels
-    memory = scratch(len(d) * widest, d.dtype, d)
-
-    def product(part: slice) -> Array:
-        width = part.stop - part.start
-        return np.matmul(d, M[:, part], out=memory[: len(d) * width].reshape(-1, width))
-
-    return _sum_of_parts(product, d, window)
+    if array_module(M) is not np:
+        return lambda d: add_patches(d.reshape(-1, len(M)) @ M, window)
+    K = _by_phase(M, window)
+    return lambda d: _gathered(d, K, window)
 
 
-def _sum_of_parts(make: Callable[[slice], Array], like: Array, window: Window) -> Array:
-    """Return the images to which `make` gives the patches, a part (slice of k*k*C) of all at a time.
+def _by_phase(M: np.ndarray, window: Window) -> np.ndarray:
+    """Return M as K (t*t*u, s*s*C): what each neighbour of a pixel gives it, for each of its phases.
 
-    A part is up to `stride` pixels of one row of the kernel: of neighbouring patches these do not
-    overlap, and lie one after the other in the image.
+    Pixel s q + phase lies under the patches at q, q - 1 ... q - t + 1, t = ceil(k / s), which hold it at
+    phase, phase + s ... : the same neighbours for all its phases.
     """
-    xp = array_module(like)
-    rows, columns = window.positions
-    k, s, c = window.kernel, window.stride, window.channels
-    (top, bottom), (left, right) = window.pads
-    # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
-    height = max(window.height + top + bottom, (rows - 1) * s + k)
-    width = max(window.width + left + right, (columns - 1) * s + k)
-    padded = xp.zeros((len(like) // (rows * columns), height, width, c), dtype=like.dtype)
-    b, h, w, item = padded.strides
-    for i in range(k):
-        for j in range(0, k, s):
-            size = min(s, k - j) * c
-            pixels = xp.lib.stride_tricks.as_strided(
-                padded[:, i:, j:], (len(padded), rows, columns, size), (b, s * h, s * w, item)
-            )
-            first = (i * k + j) * c
-            pixels += make(slice(first, first + size)).reshape(pixels.shape)
-    return padded[:, top : top + window.height, left : left + window.width]
+    k, s, t = window.kernel, window.stride, window.neighbours
+    K = np.zeros((len(M), t * s, t * s, window.channels), M.dtype)  # a patch ends before t s
+    K[:, :k, :k] = M.reshape(-1, k, k, window.channels)
+    K = K.reshape(len(M), t, s, t, s, -1)[:, ::-1, :, ::-1]  # from the first neighbour to the last
+    return K.transpose(1, 3, 0, 2, 4, 5).reshape(t * t * len(M), -1)
+
+
+def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
+    """Return images (B, H, W, C) in gather form: each pixel the product of its neighbours with K."""
+    b, rows, columns, u = d.shape
+    k, s, t = window.kernel, window.stride, window.neighbours
+    (top, _), (left, _) = window.pads
+    # Pixels s q + phase of the padded image, from the first q with a pixel of the image to the last.
+    first_row, last_row = top // s, (top + window.height - 1) // s
+    first_column, last_column = left // s, (left + window.width - 1) // s
+    above, below = t - 1 - first_row, last_row - rows + 1
+    before, behind = t - 1 - first_column, last_column - columns + 1
+    padded = zero_padded(d, ((0, 0), (above, below), (before, behind), (0, 0)))
+    at = Window(*padded.shape[1:], t, 1, "VALID")
+    high, wide = at.positions
+    neighbours = cut_patches(padded, at, scratch(b * high * wide * t * t * u, d.dtype, d))
+    x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
+    for phase, K_phase in enumerate(np.split(K, s, axis=1)):  # of the row; those of the column in one
+        reached = (t - 1 - (k - 1 - phase) // s) * t * u  # patches above end before this phase
+        x[:, :, phase] = (neighbours[:, reached:] @ K_phase[reached:]).reshape(b, high, wide, -1)
+    x = x.reshape(b, high * s, wide * s, window.channels)
+    y0, x0 = top - first_row * s, left - first_column * s
+    return x[:, y0 : y0 + window.height, x0 : x0 + window.width]
 
 
 def _geometry(window: Window) -> tuple[int, ...]:
