@@ -33,8 +33,8 @@ RULES = "tests/test_rules.py tests/test_golden_dense.py"
 CONV = "tests/test_conv.py tests/test_golden_conv.py"
 DEFECTS = [
     Defect("f': slope on the wrong side", "npgait/activations.py",
-           "above = (a > 0).astype(a.dtype)",
-           "above = (a < 0).astype(a.dtype)", "tests/test_activations.py"),
+           "f_prime = (a > 0).astype(a.dtype)",
+           "f_prime = (a < 0).astype(a.dtype)", "tests/test_activations.py"),
     Defect("f^-1: multiplied instead of divided", "npgait/activations.py",
            "return array_module(y).where(y > 0, y, y / self.slope)",
            "return array_module(y).where(y > 0, y, y * self.slope)", "tests/test_activations.py"),
