@@ -205,7 +205,8 @@ def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
     above, below = t - 1 - first_row, last_row - rows + 1
     before, behind = t - 1 - first_column, last_column - columns + 1
     padded = zero_padded(d, ((0, 0), (above, below), (before, behind), (0, 0)))
-    at = Window(*padded.shape[1:], t, 1, "VALID")
+    height, width, _ = padded.shape[1:]
+    at = Window(height, width, u, t, 1, "VALID")
     high, wide = at.positions
     neighbours = cut_patches(padded, at, scratch(b * high * wide * t * t * u, d.dtype, d))
     x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
