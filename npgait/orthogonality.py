@@ -15,25 +15,49 @@ from npgait import kernels
 from npgait.backend import Array, array_module, symmetric_product
 from npgait.parallel import in_threads
 
+BLOCK = 256  # rows of W W^T that a thread makes at a time
+
 
 def gram(W: Array) -> Array:
     """Return G = W W^T (n, n) of a square W, or G = W^T W (m, m) of a W with n > m."""
     rows = W if W.shape[0] <= W.shape[1] else W.T
     if array_module(W) is np:
-        return rows @ rows.T  # which NumPy takes for what it is: half a product, and its mirror image
+        return _symmetric_products([rows])[0]
     G = symmetric_product(array_module(W).ascontiguousarray(rows))
     kernels.mirror(G)
     return G
 
 
 def grams(weights: Sequence[Array | None]) -> list[Array | None]:
-    """Return W W^T of each W (None of None); on the CPU a thread takes whole ones."""
+    """Return W W^T of each W (None of None)."""
     present = [W for W in weights if W is not None]
-    if not present:
-        return [None] * len(weights)
-    sizes = [float(W.size * W.shape[1]) for W in present]
-    made = iter(in_threads(gram, present, present[0], sizes))
+    if present and array_module(present[0]) is np:
+        made = iter(_symmetric_products([W if W.shape[0] <= W.shape[1] else W.T for W in present]))
+    else:
+        made = iter([gram(W) for W in present])
     return [None if W is None else next(made) for W in weights]
+
+
+def _symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the product of each matrix with its transpose, half of it mirrored from the other half.
+
+    A thread takes some rows of one at a time. NumPy halves a product with a transpose by itself, at half
+    of the rate of a product of two matrices: only the blocks on the diagonal are made by that.
+    """
+    products = [np.empty((len(rows), len(rows)), rows.dtype) for rows in matrices]
+
+    def work(part: tuple[np.ndarray, np.ndarray, int]) -> None:
+        rows, G, first = part
+        here, before = slice(first, first + BLOCK), slice(0, first)
+        np.matmul(rows[here], rows[here].T, out=G[here, here])
+        if first:
+            np.matmul(rows[here], rows[before].T, out=G[here, before])
+            G[before, here] = G[here, before].T
+
+    parts = [(r, G, i) for r, G in zip(matrices, products, strict=True) for i in range(0, len(r), BLOCK)]
+    parts.sort(key=lambda part: -part[2] * part[0].shape[1])  # the longest first
+    in_threads(work, parts, matrices[0])
+    return products
 
 
 def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import scratch, zero_padded
+from npgait.products import tall_product
 
 PADDINGS = ("SAME", "VALID")
 
@@ -212,7 +213,9 @@ def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
     x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
     for phase, K_phase in enumerate(np.split(K, s, axis=1)):  # of the row; those of the column in one
         reached = (t - 1 - (k - 1 - phase) // s) * t * u  # patches above end before this phase
-        x[:, :, phase] = (neighbours[:, reached:] @ K_phase[reached:]).reshape(b, high, wide, -1)
+        x[:, :, phase] = tall_product(neighbours[:, reached:], K_phase[reached:]).reshape(
+            b, high, wide, -1
+        )
     x = x.reshape(b, high * s, wide * s, window.channels)
     y0, x0 = top - first_row * s, left - first_column * s
     return x[:, y0 : y0 + window.height, x0 : x0 + window.width]
