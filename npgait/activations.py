@@ -176,11 +176,10 @@ class LeakyReLU:
         one_side = self.derivative(y)
         one_side = xp.divide(v, one_side, out=one_side)  # v / f'
         crossed = (y > 0) != (y_nudged > 0)
-        if not crossed.any():
-            return one_side
-        s_crossed = xp.where(crossed, s, xp.ones_like(s))  # s > 0 where the kink is crossed
-        two_sides = (self.inverse(y) - self.inverse(y_nudged)) / s_crossed
-        return xp.where(crossed, two_sides, one_side)
+        if crossed.any():  # there s > 0
+            two_sides = self.inverse(y[crossed]) - self.inverse(y_nudged[crossed])
+            one_side[crossed] = two_sides / xp.broadcast_to(s, y.shape)[crossed]
+        return one_side
 
     def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return where y and y - s v lie on different sides of the kink (bool, shape of y)."""

@@ -1,4 +1,4 @@
-"""Work in threads, on the CPU, where BLAS shares it out badly: copies, and symmetric products."""
+"""Work on the CPU, in threads where BLAS shares it out badly, and in pieces that fit a cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def in_threads(
 
 
 def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
-    """Return `equation(x, *others)`, elementwise; of large arrays by stretches of the batch, in threads.
+    """Return `equation(x, *others)`, elementwise; of large arrays by stretches of the batch.
+
+    In one thread: two, which hand each other Python's lock at every operation, were measured slower.
 
     Parameters
     ----------
@@ -60,18 +62,15 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
     if array_module(x) is not np or x.size < LARGE or len(x) < 2:
         return equation(x, *others)
     result = np.empty_like(x)
-
-    def stretch(part: slice) -> None:
-        result[part] = equation(x[part], *(o[part] if isinstance(o, np.ndarray) else o for o in others))
-
     size = max(1, len(x) * STRETCH // x.size)
-    in_threads(stretch, [slice(i, i + size) for i in range(0, len(x), size)], x)
+    for part in (slice(i, i + size) for i in range(0, len(x), size)):
+        result[part] = equation(x[part], *(o[part] if isinstance(o, np.ndarray) else o for o in others))
     return result
 
 
 _local = threading.local()
-LARGE = 1 << 19  # values of an array from which on elementwise work is shared out
-STRETCH = 1 << 17  # values that are worked on at a time, so that several passes stay in the cache
+LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
+STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
 MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 
 

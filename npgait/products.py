@@ -27,7 +27,7 @@ def tall_product(x: Array, W: Array, out: Array | None = None) -> Array:
     x : array (N, m)
     W : array (m, u)
     out : array (N, u), optional
-        Memory for it; its rows one behind the other.
+        Memory for it.
 
     Returns
     -------

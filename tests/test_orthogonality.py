@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgait import orthogonality
 from npgait.initialisation import glorot_normal, orthogonal
 from npgait.orthogonality import (
     conformal_gradient,
     gram,
+    grams,
     orthogonal_gradient,
     orthonormal_gradient,
     residual,
@@ -126,3 +128,16 @@ def test_of_a_tall_matrix_the_columns_are_held_orthonormal(rng):
     for _ in range(40):
         W -= orthonormal_gradient(W, gram(W), 0.25 / 4)
     np.testing.assert_allclose(W.T @ W, np.eye(12), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (11, 11), (9, 20), (20, 9), (12, 8)])
+def test_products_with_the_transpose_are_made_in_blocks_and_symmetric(monkeypatch, shape, dtype, rng):
+    monkeypatch.setattr(orthogonality, "BLOCK", 4)
+    W = rng.standard_normal(shape).astype(dtype)
+    expected = W @ W.T if shape[0] <= shape[1] else W.T @ W
+    G, (first, none, second) = gram(W), grams([W, None, 2 * W])
+    np.testing.assert_allclose(G, expected, atol=50 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(G, G.T)
+    np.testing.assert_array_equal(first, G)
+    assert none is None
+    np.testing.assert_allclose(second, 4 * G, rtol=10 * np.finfo(dtype).eps)

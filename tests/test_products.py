@@ -1,0 +1,71 @@
+"""Products in pieces: the same as whole ones, whatever the shapes and the layout in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgait import products
+from npgait.products import column_sums, summed_product, tall_product
+from tests.support import relative
+
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch):
+    """Pieces from shapes that a test can afford, also where BLAS would be no faster by them."""
+    monkeypatch.setattr(products, "PIECE", 1000)
+    monkeypatch.setattr(products, "LEAST_SUMMED", 8)
+    monkeypatch.setattr(products, "_in_place", lambda: True)
+
+
+def matrices(rows, m, u, dtype="float64"):
+    rng = np.random.default_rng(rows + 1000 * m + 10**6 * u)
+    return [rng.standard_normal(shape).astype(dtype) for shape in ((rows, m), (m, u), (rows, u))]
+
+
+SIZES = {"rows": st.integers(1, 400), "m": st.integers(1, 40), "u": st.integers(1, 12)}
+
+
+@given(**SIZES)
+def test_a_product_in_pieces_is_the_product(rows, m, u):
+    x, W, _ = matrices(rows, m, u)
+    assert relative(tall_product(x, W), x @ W) < 1e-14
+    out = np.full((rows, u), np.nan)
+    assert tall_product(x, W, out=out) is out
+    assert relative(out, x @ W) < 1e-14
+
+
+@given(**SIZES)
+def test_a_sum_of_outer_products_in_pieces_is_the_sum(rows, m, u):
+    x, _, d = matrices(rows, m, u)
+    assert relative(summed_product(d, x), np.einsum("nu,nm->um", d, x)) < 1e-12
+
+
+@pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 203])
+def test_matrices_may_be_views_and_keep_their_dtype(rows, dtype):
+    x, W, d = matrices(rows, 20, 9, dtype)
+    epsilon = 30 * np.finfo(dtype).eps
+    for columns in (x[:, 3:], np.asfortranarray(x)[:, 3:]):
+        for kernel in (W[3:, :5], W.T.copy().T[3:, :5]):
+            got = tall_product(columns, kernel)
+            assert got.dtype == dtype
+            assert relative(got, columns @ kernel) < epsilon
+        got = summed_product(d[:, :5], columns)
+        assert got.dtype == dtype
+        assert relative(got, d[:, :5].T @ columns) < epsilon
+
+
+def test_pieces_are_as_long_as_blas_multiplies_in_place_and_none_are_made_where_it_does_not(monkeypatch):
+    x = np.zeros((500, 10))
+    assert products._piece(x, 40) == 24  # 25 of 40 multiplications each, and a multiple of four
+    assert products._piece(x[:25], 40) == 0
+    monkeypatch.setattr(products, "_in_place", lambda: False)
+    assert products._piece(x, 40) == 0
+
+
+def test_column_sums_are_sums_over_rows(dtype, rng):
+    x = rng.standard_normal((57, 5)).astype(dtype)
+    assert column_sums(x).dtype == dtype
+    np.testing.assert_allclose(column_sums(x), x.sum(axis=0), rtol=100 * np.finfo(dtype).eps)
