@@ -173,13 +173,13 @@ class LeakyReLU:
         s = xp.asarray(s, dtype=y.dtype)
         y_nudged = s * v
         y_nudged = xp.subtract(y, y_nudged, out=y_nudged)  # y - s v
-        one_side = self.derivative(y)
-        one_side = xp.divide(v, one_side, out=one_side)  # v / f'
+        d = self.derivative(y)
+        d = xp.divide(v, d, out=d)  # v / f'
         crossed = (y > 0) != (y_nudged > 0)
         if crossed.any():  # there s > 0
             two_sides = self.inverse(y[crossed]) - self.inverse(y_nudged[crossed])
-            one_side[crossed] = two_sides / xp.broadcast_to(s, y.shape)[crossed]
-        return one_side
+            d[crossed] = two_sides / xp.broadcast_to(s, y.shape)[crossed]
+        return d
 
     def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return where y and y - s v lie on different sides of the kink (bool, shape of y)."""
