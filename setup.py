@@ -1,12 +1,29 @@
 """Installs npgait: the core, its commands (cli/) and its data sets (loaders/) as one package."""
 
+import os
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "npgait/__init__.py").read_text())[1]
+
+# NumPy's operations in the same order, so that loops and NumPy give the same bits.
+FLAGS = [] if os.name == "nt" else ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+
+
+def loops(real: str, c_type: str) -> Extension:
+    """Return the compiled loops of a dtype; without a C compiler npgait installs without them."""
+    return Extension(
+        f"npgait.kernels._loops_{real}",
+        ["npgait/kernels/loops.c"],
+        define_macros=[("REAL", c_type)],
+        depends=["npgait/kernels/equations.h"],
+        extra_compile_args=FLAGS,
+        optional=True,
+    )
+
 
 setup(
     name="npgait",
@@ -27,9 +44,10 @@ setup(
         "npgait.loaders.data",
         "npgait.loaders.store",
     ],
+    ext_modules=[loops("float32", "float"), loops("float64", "double")],
     package_data={
         "npgait": ["py.typed"],
-        "npgait.kernels": ["*.cu"],
+        "npgait.kernels": ["*.cu", "*.h", "*.c"],
         "npgait.presets": ["*.toml"],
         "npgait.loaders.data": ["*.h5", "*.txt"],
     },

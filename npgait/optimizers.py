@@ -16,6 +16,7 @@ from npgait.backend import Array, array_module
 from npgait.parallel import in_threads
 
 IN_CACHE = 1 << 18  # values of each array that are worked on at a time
+IN_ONE_PASS = 1 << 20  # and where there is one pass, so that only threads have to share them
 
 
 class Optimizer(Protocol):
@@ -126,7 +127,7 @@ class Adam:
         """Change each parameter by one step, in place."""
         if not self.m:
             self.m, self.v = _zeros_like(parameters), _zeros_like(parameters)
-        if kernels.apply_to(*parameters, *gradients):
+        if array_module(parameters[0]) is not np and kernels.apply_to(*parameters, *gradients):
             self._step_on_device(parameters, gradients)
             return
         self.t += 1
@@ -155,8 +156,11 @@ class Adam:
         self.t += 1
 
     def _step(self, part: tuple[Array, ...], rate: float, epsilon: float) -> None:
-        """One step of a part of a parameter, with one temporary."""
+        """One step of a part of a parameter: in one pass, or with one temporary."""
         p, g, m, v = part
+        if kernels.apply_to(*part):
+            kernels.adam(p, g, m, v, np.array([self.t, rate, epsilon]), self.beta1, self.beta2)
+            return
         xp = array_module(p)
         # m <- beta1 m + (1 - beta1) g
         m *= self.beta1
@@ -196,8 +200,9 @@ def in_cache(*arrays: Array) -> Iterator[tuple[Array, ...]]:
         yield arrays
         return
     flat = [array.reshape(-1) for array in arrays]
-    for i in range(0, size, IN_CACHE):
-        yield tuple(array[i : i + IN_CACHE] for array in flat)
+    length = IN_ONE_PASS if kernels.apply_to(*arrays) else IN_CACHE
+    for i in range(0, size, length):
+        yield tuple(array[i : i + length] for array in flat)
 
 
 def _zeros_like(parameters: Sequence[Array]) -> list[Array]:

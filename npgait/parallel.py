@@ -68,7 +68,17 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
     return result
 
 
+def stretches(x: Array) -> list[slice]:
+    """Return the parts in which threads work on x: of its leading axis, and where x is small all of it."""
+    if array_module(x) is not np or x.size < WORTH_THREADS:
+        return [slice(None)]
+    size = -(-len(x) // PARTS)
+    return [slice(i, i + size) for i in range(0, len(x), size)]
+
+
 _local = threading.local()
+WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over them
+PARTS = 4
 LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
 STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
 MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for

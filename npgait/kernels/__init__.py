@@ -1,39 +1,56 @@
-"""CUDA kernels: what CuPy would do in several passes over memory, or with atomics, in one pass without.
+"""Kernels: what NumPy or CuPy would do in several passes over memory, or with atomics, in one without.
 
 Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
-in NumPy; the sources beside this file are the same for a GPU. They are compiled on first use.
+in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait is
+installed, where there is a C compiler. Both take the equations from equations.h.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from npgait.backend import Array, array_module, launch_kernel
+from npgait.kernels.loops import library, run_loop
+from npgait.parallel import in_threads, stretches
+
+ON_DEVICE = "#define EQUATION static __device__ __forceinline__\n"
 
 
 def apply_to(*arrays: Array) -> bool:
-    """Return whether kernels work on these arrays: on a GPU, each in one piece."""
-    return array_module(arrays[0]) is not np and all(a.flags.c_contiguous for a in arrays)
+    """Return whether kernels work on these arrays: all of one dtype, and each in one piece."""
+    first = arrays[0]
+    if array_module(first) is np and library("float32") is None:
+        return False
+    return all(a.flags.c_contiguous and a.dtype == first.dtype for a in arrays)
 
 
 def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) -> Array:
     """Do a <- a + b in place, and return y = f(a), in `out` where given: a (..., u), b (u,)."""
     y = array_module(a).empty_like(a) if out is None else out
     u = np.int32(a.shape[-1])
-    _launch(
-        "elementwise.cu", "bias_activation", a, a.size, a, b, y, np.int64(a.size), u, _real(a, slope)
-    )
+
+    def work(part: slice) -> None:
+        n = np.int64(a[part].size)
+        _launch("elementwise.cu", "bias_activation", a, n, a[part], b, y[part], n, u, _real(a, slope))
+
+    _in_threads(work, a)
     return y
 
 
 def times_derivative(a: Array, e: Array, slope: float, power: int) -> Array:
     """Return f'(a)^power * e."""
     out = array_module(a).empty_like(e)
-    factor = _real(a, slope**power)
-    _launch("elementwise.cu", "times_derivative", a, a.size, a, e, out, np.int64(a.size), factor)
+    factor = _real(a, slope) ** power
+
+    def work(part: slice) -> None:
+        n = np.int64(a[part].size)
+        _launch("elementwise.cu", "times_derivative", a, n, a[part], e[part], out[part], n, factor)
+
+    _in_threads(work, a)
     return out
 
 
@@ -45,8 +62,13 @@ def difference(y: Array, v: Array, s: Array | float, slope: float) -> Array:
     s = xp.ascontiguousarray(s.reshape(-1), dtype=y.dtype)
     d = xp.empty_like(y)
     per_sample = np.int64(y.size // max(len(y), 1))
-    sizes = (np.int64(y.size), per_sample, _real(y, slope))
-    _launch("elementwise.cu", "difference", y, y.size, y, v, s, d, *sizes)
+
+    def work(part: slice) -> None:
+        n = np.int64(y[part].size)
+        sizes = (n, per_sample, _real(y, slope))
+        _launch("elementwise.cu", "difference", y, n, y[part], v[part], s[part], d[part], *sizes)
+
+    _in_threads(work, y)
     return d
 
 
@@ -67,20 +89,25 @@ def adam_clock(
 
 def adam(p: Array, g: Array, m: Array, v: Array, clock: Array, beta1: float, beta2: float) -> None:
     """Change p, m and v by one step of Adam, in place, at the rate and epsilon of `clock`."""
-    betas = (_real(p, beta1), _real(p, beta2))
+    betas = (np.float64(beta1), np.float64(beta2))
     _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, clock, np.int64(p.size), *betas)
 
 
 def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
     """Return (x - shift) * scale of bytes x (..., channels): shift and scale one value a channel."""
     out = array_module(x).empty(x.shape, dtype)
-    sizes = (np.int64(x.size), np.int32(shift.size))
-    _launch("elementwise.cu", "normalise", out, x.size, x, shift, scale, out, *sizes)
+    channels = np.int32(shift.size)
+
+    def work(part: slice) -> None:
+        n = np.int64(x[part].size)
+        _launch("elementwise.cu", "normalise", out, n, x[part], shift, scale, out[part], n, channels)
+
+    _in_threads(work, x)
     return out
 
 
 def mirror(G: Array) -> None:
-    """Copy the lower triangle of G (n, n) to the upper one, in place."""
+    """Copy the lower triangle of G (n, n) to the upper one, in place; on a GPU."""
     _launch("elementwise.cu", "mirror", G, G.size, G, np.int64(G.size), np.int32(len(G)))
 
 
@@ -103,12 +130,23 @@ def _real(like: Array, value: float) -> Any:
     return like.dtype.type(value)
 
 
+def _in_threads(work: Callable[[slice], None], x: Array) -> None:
+    """Do `work` on all of x, on a CPU by stretches in threads."""
+    in_threads(work, stretches(x), x)
+
+
 def _launch(file: str, name: str, like: Array, n: int, *arguments: Any) -> None:
     """Run a kernel over n values, in the floating-point type of `like`."""
-    if n:
-        launch_kernel(source(file), name, like.dtype, n, arguments)
+    if not n:
+        return
+    if array_module(like) is np:
+        run_loop(name, like.dtype, arguments)
+    else:
+        launch_kernel(source(file), name, like.dtype, int(n), arguments)
 
 
 def source(file: str) -> str:
-    """Return the CUDA source of a file beside this one."""
-    return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
+    """Return the CUDA source of a file beside this one, with the equations."""
+    folder = resources.files(__name__)
+    equations = folder.joinpath("equations.h").read_text(encoding="utf-8")
+    return ON_DEVICE + equations + folder.joinpath(file).read_text(encoding="utf-8")

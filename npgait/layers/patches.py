@@ -110,7 +110,7 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     k, s = window.kernel, window.stride
     n = len(x) * rows * columns * window.patch_size
     patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
-    if xp is not np:
+    if xp is not np or kernels.apply_to(x):
         kernels.cut_patches(xp.ascontiguousarray(x), patches, _geometry(window))
         return patches.reshape(-1, window.patch_size)
     padded = np.ascontiguousarray(_padded(x, window, kept=out is not None))

@@ -1,0 +1,61 @@
+"""The compiled loops of loops.c for NumPy arrays, where a C compiler was at hand when npgait was installed.
+
+Nothing needs them: without them NumPy computes the same, to the bit, in several passes over memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SWITCH = "NPGAIT_LOOPS"  # environment variable: "numpy" for NumPy even where there are compiled loops
+NUMBERS = {
+    np.dtype(np.int32): ctypes.c_int,
+    np.dtype(np.int64): ctypes.c_longlong,
+    np.dtype(np.float32): ctypes.c_float,
+    np.dtype(np.float64): ctypes.c_double,
+}
+
+
+@functools.cache
+def library(real: str) -> ctypes.CDLL | None:
+    """Return the loops for "float32" or "float64", or None where they were not built."""
+    if os.environ.get(SWITCH) == "numpy":
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_loops_{real}{suffix}")
+        if path.is_file():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # built for another machine
+                return None
+    return None
+
+
+def run_loop(name: str, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+    """Run a loop, without Python's lock.
+
+    Parameters
+    ----------
+    name : str
+        Of the function in loops.c.
+    dtype : numpy.dtype
+        What REAL stands for.
+    arguments : tuple
+        NumPy arrays, each in one piece, and NumPy scalars of the types that the function takes.
+    """
+    loops = library(dtype.name)
+    assert loops is not None
+    values = [
+        ctypes.c_void_p(a.__array_interface__["data"][0])
+        if isinstance(a, np.ndarray)
+        else NUMBERS[a.dtype](a.item())
+        for a in arguments
+    ]
+    getattr(loops, name)(*values)
