@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "BP, free": {"rule": "bp"},
     "BP, published regulariser": {"rule": "bp", "ortho_strength": 100.0, "square": True},
     "GAIT, published regulariser": {"ortho_strength": 100.0},
+    "implicit units": {"ortho_strength": 100.0, "implicit": True},
     "every 5 steps": {"ortho_strength": 100.0, "ortho_every": 5},
     "every 20 steps": {"ortho_strength": 100.0, "ortho_every": 20},
     "conformal": {"ortho_strength": 100.0, "regulariser": "conformal"},

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,8 +43,31 @@ def in_threads(
     threads = 1 if array_module(x) is not np or len(parts) < 2 else _blas_threads()
     if threads < 2 or (sizes is not None and max(sizes) * threads > sum(sizes)):
         return [work(part) for part in parts]
+    left = deque(enumerate(parts))
+    results: dict[int, Result] = {}
+
+    def take_parts() -> None:
+        while True:
+            try:
+                number, part = left.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = work(part)
+            except BaseException:
+                left.clear()  # nothing more is begun
+                raise
+
     with _controller().limit(limits=1, user_api="blas"):
-        return list(_pool(os.getpid(), threads).map(work, parts))
+        # This thread works too: to wake another takes longer than many a part.
+        helpers = [_pool(os.getpid(), threads - 1).submit(take_parts) for _ in range(threads - 1)]
+        try:
+            take_parts()
+        finally:
+            wait(helpers)
+    for helper in helpers:
+        helper.result()  # raises what was raised there
+    return [results[number] for number in range(len(parts))]
 
 
 def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:

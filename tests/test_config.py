@@ -181,17 +181,21 @@ def test_the_experiments_of_2020_have_the_published_settings(data, rule, network
 
 def test_the_imagenet_experiments_of_2023_have_the_published_settings():
     by_name = {e.name.removeprefix("imagenet-"): e for e in find_experiments("imagenet")}
-    assert set(by_name) == {"bp", "fa", "gait"}
+    assert set(by_name) == {"bp", "fa", "gait", "gait-stored"}
     for name, e in by_name.items():
+        gait = name.startswith("gait")
         assert (e.batch_size, e.epochs, e.loss, e.reduction) == (256, 200, "cross_entropy", "sum")
         assert e.learning_rate == (4.3e-5 if name == "fa" else 4.9e-5)
         assert (e.beta1, e.beta2, e.epsilon) == (0.9, 0.99, 1e-4 if name == "fa" else 1e-8)
-        assert e.ortho_strength == (1 if name == "gait" else 0)
+        assert e.ortho_strength == (1 if gait else 0)
         assert (e.image_size, e.normalisation) == (224, "standard")
         layers = build_session(e, (224, 224, 3), 10).network.layers
-        assert all(layer.has_inverse for layer in layers[1:]) == (name == "gait")
-    assert by_name["gait"].gamma == 1e-7
-    assert by_name["gait"].normalised
+        assert all(layer.has_inverse for layer in layers[1:]) == gait
+        square = all(layer.W.shape[0] == layer.W.shape[1] for layer in layers[1:])
+        assert square == (name == "gait-stored")  # as published; gait leaves auxiliary channels implicit
+        if gait:
+            assert e.gamma == 1e-7
+            assert e.normalised
 
 
 @pytest.mark.parametrize("family", ["cifar10", "cifar10-shallow"])

@@ -1,5 +1,8 @@
 // Chains of elementwise operations on a GPU, each one pass over memory. REAL is float or double.
 
+#define EQUATION static __device__ __forceinline__
+#include "equations.h"
+
 #define FOR_EACH(t, n)                                                                                       \
     for (long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x; t < (n);                            \
          t += (long long)gridDim.x * blockDim.x)

@@ -68,56 +68,120 @@ EXPORT LOOP normalise(const unsigned char* restrict x, const REAL* restrict shif
 
 // --- patches -------------------------------------------------------------------------------------------
 
-// A run is a row of a patch: k pixels of all channels, in one piece in patch and image. Columns `from` to `to` of it
-// lie inside the image.
+// Where a kernel stands on an image; see Window in layers/patches.py.
+#define WINDOW int height, int width, int channels, int k, int s, int top, int left, int rows, int columns
+#define THE_WINDOW height, width, channels, k, s, top, left, rows, columns
+#define PATCH ((int64)k * k * channels)
+#define IMAGE ((int64)height * width * channels)
+#define WIDE 8  // values that are copied at a time
+
+// A run is a row of a patch: k pixels of all channels, in one piece in patch and image. Values `from` to `to` of it lie
+// inside the image, at `first` less `from`.
 typedef struct {
-    int64 pixel;  // of its first column, inside the image or not
-    int from, to;
+    int64 first, from, to;
 } Run;
 
-static Run run_of(int64 b, int row, int column, int height, int width, int k, int s, int top, int left,
-                  int i) {
+static inline Run run_of(int row, int column, int i, WINDOW) {
     int h = row * s + i - top, w = column * s - left;
-    Run run = {(b * height + h) * width + w, w < 0 ? -w : 0, w + k > width ? width - w : k};
-    if (h < 0 || h >= height || run.to <= run.from) run.pixel = run.from = run.to = 0;
+    int from = w < 0 ? -w : 0, to = w + k > width ? width - w : k;
+    Run run = {0, 0, 0};
+    (void)rows, (void)columns;
+    if (h < 0 || h >= height || to <= from) return run;
+    run.first = ((int64)h * width + w + from) * channels;
+    run.from = (int64)from * channels;
+    run.to = (int64)to * channels;
     return run;
 }
 
-#define WIDE 16  // values that are copied at a time
-
-EXPORT LOOP cut_patches(const REAL* restrict x, REAL* restrict patches, int64 n, int height, int width,
-                        int channels, int k, int s, int top, int left, int rows, int columns) {
-    int64 length = (int64)k * channels, samples = n / ((int64)rows * columns * k * length);
+// Patches number `first` to `last` of one image.
+LOOP cut_some(const REAL* restrict x, REAL* restrict patches, int first, int last, WINDOW) {
+    int64 length = (int64)k * channels;
     REAL* out = patches;
-    for (int64 b = 0; b < samples; ++b)
-        for (int row = 0; row < rows; ++row)
-            for (int column = 0; column < columns; ++column)
-                for (int i = 0; i < k; ++i, out += length) {
-                    Run run = run_of(b, row, column, height, width, k, s, top, left, i);
-                    const REAL* in = x + run.pixel * channels;
-                    if (run.from == 0 && run.to == k && length >= WIDE) {
-                        for (int64 q = 0; q + WIDE <= length; q += WIDE)
-                            memcpy(out + q, in + q, WIDE * sizeof(REAL));
-                        memcpy(out + length - WIDE, in + length - WIDE, WIDE * sizeof(REAL));
-                        continue;
-                    }
-                    for (int64 q = 0; q < (int64)run.from * channels; ++q) out[q] = 0;
-                    for (int64 q = (int64)run.from * channels; q < (int64)run.to * channels; ++q) out[q] = in[q];
-                    for (int64 q = (int64)run.to * channels; q < length; ++q) out[q] = 0;
-                }
+    for (int t = first; t < last; ++t)
+        for (int i = 0; i < k; ++i, out += length) {
+            Run run = run_of(t / columns, t % columns, i, THE_WINDOW);
+            const REAL* in = x + run.first;
+            if (run.to - run.from == length && length >= WIDE) {
+                for (int64 q = 0; q + WIDE <= length; q += WIDE) memcpy(out + q, in + q, WIDE * sizeof(REAL));
+                memcpy(out + length - WIDE, in + length - WIDE, WIDE * sizeof(REAL));
+                continue;
+            }
+            for (int64 q = 0; q < run.from; ++q) out[q] = 0;
+            for (int64 q = run.from; q < run.to; ++q) out[q] = in[q - run.from];
+            for (int64 q = run.to; q < length; ++q) out[q] = 0;
+        }
 }
 
-EXPORT LOOP add_patches(const REAL* restrict patches, REAL* restrict x, int64 n, int height, int width,
-                        int channels, int k, int s, int top, int left, int rows, int columns) {
-    int64 length = (int64)k * channels, samples = n / ((int64)height * width * channels);
+LOOP add_some(const REAL* restrict patches, REAL* restrict x, int first, int last, WINDOW) {
+    int64 length = (int64)k * channels;
     const REAL* in = patches;
+    for (int t = first; t < last; ++t)
+        for (int i = 0; i < k; ++i, in += length) {
+            Run run = run_of(t / columns, t % columns, i, THE_WINDOW);
+            REAL* out = x + run.first;
+            for (int64 q = 0; q < run.to - run.from; ++q) out[q] += in[run.from + q];
+        }
+}
+
+EXPORT void cut_patches(const REAL* restrict x, REAL* restrict patches, int64 n, WINDOW) {
+    int positions = rows * columns;
+    for (int64 b = 0; b < n / (positions * PATCH); ++b)
+        cut_some(x + b * IMAGE, patches + b * positions * PATCH, 0, positions, THE_WINDOW);
+}
+
+EXPORT void add_patches(const REAL* restrict patches, REAL* restrict x, int64 n, WINDOW) {
+    int positions = rows * columns;
     memset(x, 0, n * sizeof(REAL));
-    for (int64 b = 0; b < samples; ++b)
-        for (int row = 0; row < rows; ++row)
-            for (int column = 0; column < columns; ++column)
-                for (int i = 0; i < k; ++i, in += length) {
-                    Run run = run_of(b, row, column, height, width, k, s, top, left, i);
-                    REAL* out = x + run.pixel * channels;
-                    for (int64 q = (int64)run.from * channels; q < (int64)run.to * channels; ++q) out[q] += in[q];
-                }
+    for (int64 b = 0; b < n / IMAGE; ++b)
+        add_some(patches + b * positions * PATCH, x + b * IMAGE, 0, positions, THE_WINDOW);
+}
+
+// --- products with patches -----------------------------------------------------------------------------
+//
+// By NumPy's own BLAS (`gemm`), of so many patches at a time that they stay in a cache: `memory` holds `some`.
+
+typedef void (*Gemm)(int order, int transA, int transB, int64 m, int64 n, int64 k, REAL alpha, const REAL* A,
+                     int64 lda, const REAL* B, int64 ldb, REAL beta, REAL* C, int64 ldc);
+enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
+
+#define FOR_SOME(t, last)                                    \
+    for (int t = 0, last; t < positions; t = last)           \
+        if (last = t + some < positions ? t + some : positions, 1)
+
+// a = x_p W: W (k k channels, u) of rows `ldw` apart.
+EXPORT void patches_times(const REAL* restrict x, const REAL* restrict W, REAL* restrict a,
+                          REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, int ldw, WINDOW) {
+    int positions = rows * columns;
+    for (int64 b = 0; b < samples; ++b, x += IMAGE)
+        FOR_SOME(t, last) {
+            cut_some(x, memory, t, last, THE_WINDOW);
+            gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, u, PATCH, 1, memory, PATCH, W, ldw, 0,
+                 a + (b * positions + t) * u, u);
+        }
+}
+
+// P = d^T x_p, summed over positions and samples: P (u, k k channels).
+EXPORT void times_patches(const REAL* restrict x, const REAL* restrict d, REAL* restrict P,
+                          REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, WINDOW) {
+    int positions = rows * columns;
+    memset(P, 0, u * PATCH * sizeof(REAL));
+    for (int64 b = 0; b < samples; ++b, x += IMAGE)
+        FOR_SOME(t, last) {
+            cut_some(x, memory, t, last, THE_WINDOW);
+            gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - t, 1, d + (b * positions + t) * u, u, memory,
+                 PATCH, 1, P, PATCH);
+        }
+}
+
+// x = the sum over patches of d M: M (u, k k channels).
+EXPORT void add_products(const REAL* restrict d, const REAL* restrict M, REAL* restrict x,
+                         REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, WINDOW) {
+    int positions = rows * columns;
+    memset(x, 0, samples * IMAGE * sizeof(REAL));
+    for (int64 b = 0; b < samples; ++b, x += IMAGE)
+        FOR_SOME(t, last) {
+            gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, PATCH, u, 1, d + (b * positions + t) * u, u, M, PATCH, 0,
+                 memory, PATCH);
+            add_some(memory, x, t, last, THE_WINDOW);
+        }
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ NUMBERS = {
     np.dtype(np.int64): ctypes.c_longlong,
     np.dtype(np.float32): ctypes.c_float,
     np.dtype(np.float64): ctypes.c_double,
+    np.dtype(np.uint64): ctypes.c_void_p,  # the address of a function
 }
+# Names of a product in the builds of OpenBLAS: NumPy's own, its older ones, those of distributions.
+GEMM = ("scipy_cblas_{}gemm64_", "cblas_{}gemm64_", "scipy_cblas_{}gemm", "cblas_{}gemm")
 
 
 @functools.cache
@@ -35,6 +39,26 @@ def library(real: str) -> ctypes.CDLL | None:
                 return ctypes.CDLL(str(path))
             except OSError:  # built for another machine
                 return None
+    return None
+
+
+@functools.cache
+def gemm(real: str) -> np.uint64 | None:
+    """Return the address of the matrix product (CBLAS gemm) that NumPy itself uses, for loops to call.
+
+    None where there are no loops, or NumPy's BLAS is another than OpenBLAS. Sizes are passed in 64 bits:
+    where a build takes 32, it reads the lower half of each.
+    """
+    if library(real) is None or sys.byteorder != "little":
+        return None
+    from threadpoolctl import ThreadpoolController
+
+    letter = {"float32": "s", "float64": "d"}[real]
+    for found in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+        for name in GEMM:
+            function = getattr(found.dynlib, name.format(letter), None)
+            if function is not None:
+                return np.uint64(ctypes.cast(function, ctypes.c_void_p).value or 0)
     return None
 
 

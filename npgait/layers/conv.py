@@ -19,13 +19,20 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver
 from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
-from npgait.layers.patches import Window, count_patches, cut_patches, product_adder
-from npgait.parallel import in_threads, scratch
-from npgait.products import column_sums, summed_product, tall_product
+from npgait.layers.patch_products import (
+    multiplied_in_loops,
+    patches_times,
+    product_adder,
+    times_patches,
+)
+from npgait.layers.patches import Window, count_patches
+from npgait.parallel import in_threads
+from npgait.products import column_sums
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
 CACHE_BYTES = 4 << 20
+SHARES = 8  # of a batch, where loops take as little memory whatever a slice holds
 SLICE_OPERATIONS = 1 << 26  # of a slice's product, below which the calls around it would show
 
 
@@ -126,10 +133,8 @@ class Conv2D:
         y = array_module(x).empty_like(a)
 
         def forward(part: slice) -> None:
-            x_p = self._patches(x[part])
-            a_p = a[part].reshape(-1, u)
-            tall_product(x_p, self.W[:, :u], out=a_p)
-            self.f.biased(a_p, self.b[:u], out=y[part].reshape(-1, u))
+            patches_times(x[part], self.W[:, :u], self.window, out=a[part])  # x_p W
+            self.f.biased(a[part], self.b[:u], out=y[part])  # a = x_p W + b, y = f(a)
 
         in_threads(forward, self._slices(x, self.window.patch_size), x)
         return a, y
@@ -233,10 +238,9 @@ class Conv2D:
         u = self.used
 
         def local_update(part: slice) -> tuple[Array, Array]:
-            x_p = self._patches(x[part])
             delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
-            delta_p = delta.reshape(-1, u)
-            return summed_product(delta_p, x_p), column_sums(delta_p)  # dW^T: of the two, the faster
+            dW_T = times_patches(delta, x[part], self.window)  # delta^T x_p: of the two, the faster
+            return dW_T, column_sums(delta.reshape(-1, u))
 
         parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
         dW_T, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
@@ -244,7 +248,7 @@ class Conv2D:
         n_out = self.W.shape[1]
         return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
 
-    # --- patches, a slice of the batch at a time ----------------------------------------------------
+    # --- a slice of the batch at a time ----------------------------------------------------
 
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
@@ -252,24 +256,21 @@ class Conv2D:
         sum_of_products = product_adder(M, self.window)
 
         def spread(part: slice) -> None:
-            x[part] = sum_of_products(d[part])
+            sum_of_products(d[part], x[part])
 
         gathered = self.window.neighbours**2 * d.shape[-1]
         values = gathered if array_module(d) is np else self.window.patch_size
         in_threads(spread, self._slices(d, values), d)
         return x
 
-    def _patches(self, x: Array) -> Array:
-        """Return the patches of a slice, in memory that the next slice takes again."""
-        rows, columns = self.window.positions
-        memory = scratch(len(x) * rows * columns * self.window.patch_size, x.dtype, x)
-        return cut_patches(x, self.window, memory)
-
     def _slices(self, batch: Array, values: int) -> list[slice]:
         """Return slices of the batch that fit `patch_bytes`, on the CPU a cache, at `values` a position.
 
         On the CPU also enough of them to share out, unless that leaves a slice too little work.
         """
+        if multiplied_in_loops(batch):
+            size = max(1, -(-len(batch) // SHARES))
+            return [slice(first, first + size) for first in range(0, len(batch), size)]
         rows, columns = self.window.positions
         sample_bytes = rows * columns * values * batch.dtype.itemsize
         on_cpu = array_module(batch) is np

@@ -6,7 +6,6 @@ pixel goes to the bottom and right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -14,8 +13,7 @@ import numpy as np
 
 from npgait import kernels
 from npgait.backend import Array, array_module
-from npgait.parallel import scratch, zero_padded
-from npgait.products import tall_product
+from npgait.parallel import zero_padded
 
 PADDINGS = ("SAME", "VALID")
 
@@ -111,7 +109,7 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     n = len(x) * rows * columns * window.patch_size
     patches = xp.empty(n, x.dtype) if out is None else out.reshape(-1)[:n]
     if xp is not np or kernels.apply_to(x):
-        kernels.cut_patches(xp.ascontiguousarray(x), patches, _geometry(window))
+        kernels.cut_patches(xp.ascontiguousarray(x), patches, geometry(window))
         return patches.reshape(-1, window.patch_size)
     padded = np.ascontiguousarray(_padded(x, window, kept=out is not None))
     b, h, w, _ = padded.strides
@@ -149,7 +147,7 @@ def add_patches(patches: Array, window: Window) -> Array:
     k, s, c = window.kernel, window.stride, window.channels
     if kernels.apply_to(patches):
         x = xp.empty((n, window.height, window.width, c), patches.dtype)
-        kernels.add_patches(patches, x, _geometry(window))
+        kernels.add_patches(patches, x, geometry(window))
         return x
     (top, bottom), (left, right) = window.pads
     # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
@@ -163,66 +161,8 @@ def add_patches(patches: Array, window: Window) -> Array:
     return x[:, top : top + window.height, left : left + window.width]
 
 
-def product_adder(M: Array, window: Window) -> Callable[[Array], Array]:
-    """Return the function that makes `add_patches(d M)`, on the CPU without d M ever being written.
-
-    Parameters
-    ----------
-    M : array (u, k*k*C)
-    window : Window
-
-    Returns
-    -------
-    callable
-        Of d (B, H', W', u), returns images (B, H, W, C).
-    """
-    if array_module(M) is not np:
-        return lambda d: add_patches(d.reshape(-1, len(M)) @ M, window)
-    K = _by_phase(M, window)
-    return lambda d: _gathered(d, K, window)
-
-
-def _by_phase(M: np.ndarray, window: Window) -> np.ndarray:
-    """Return M as K (t*t*u, s*s*C): what each neighbour of a pixel gives it, for each of its phases.
-
-    Pixel s q + phase lies under the patches at q, q - 1 ... q - t + 1, t = ceil(k / s), which hold it at
-    phase, phase + s ... : the same neighbours for all its phases.
-    """
-    k, s, t = window.kernel, window.stride, window.neighbours
-    K = np.zeros((len(M), t * s, t * s, window.channels), M.dtype)  # a patch ends before t s
-    K[:, :k, :k] = M.reshape(-1, k, k, window.channels)
-    K = K.reshape(len(M), t, s, t, s, -1)[:, ::-1, :, ::-1]  # from the first neighbour to the last
-    return K.transpose(1, 3, 0, 2, 4, 5).reshape(t * t * len(M), -1)
-
-
-def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
-    """Return images (B, H, W, C) in gather form: each pixel the product of its neighbours with K."""
-    b, rows, columns, u = d.shape
-    k, s, t = window.kernel, window.stride, window.neighbours
-    (top, _), (left, _) = window.pads
-    # Pixels s q + phase of the padded image, from the first q with a pixel of the image to the last.
-    first_row, last_row = top // s, (top + window.height - 1) // s
-    first_column, last_column = left // s, (left + window.width - 1) // s
-    above, below = t - 1 - first_row, last_row - rows + 1
-    before, behind = t - 1 - first_column, last_column - columns + 1
-    padded = zero_padded(d, ((0, 0), (above, below), (before, behind), (0, 0)))
-    height, width, _ = padded.shape[1:]
-    at = Window(height, width, u, t, 1, "VALID")
-    high, wide = at.positions
-    neighbours = cut_patches(padded, at, scratch(b * high * wide * t * t * u, d.dtype, d))
-    x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
-    for phase, K_phase in enumerate(np.split(K, s, axis=1)):  # of the row; those of the column in one
-        reached = (t - 1 - (k - 1 - phase) // s) * t * u  # patches above end before this phase
-        x[:, :, phase] = tall_product(neighbours[:, reached:], K_phase[reached:]).reshape(
-            b, high, wide, -1
-        )
-    x = x.reshape(b, high * s, wide * s, window.channels)
-    y0, x0 = top - first_row * s, left - first_column * s
-    return x[:, y0 : y0 + window.height, x0 : x0 + window.width]
-
-
-def _geometry(window: Window) -> tuple[int, ...]:
-    """Return what a kernel has to know: H, W, C, k, stride, top, left, rows, columns."""
+def geometry(window: Window) -> tuple[int, ...]:
+    """Return what a kernel has to know of a window: H, W, C, k, stride, top, left, rows, columns."""
     (top, _), (left, _) = window.pads
     shape = (window.height, window.width, window.channels)
     return (*shape, window.kernel, window.stride, top, left, *window.positions)

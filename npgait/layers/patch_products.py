@@ -1,0 +1,151 @@
+"""Products with patches: x_p W, d^T x_p, and the sum over patches of d M.
+
+On a CPU with compiled loops patches are cut, multiplied and added a few at a time, in a cache. Elsewhere
+they are written out, but for the sum on a CPU: there each pixel gathers what its neighbours give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from npgait import kernels
+from npgait.backend import Array, array_module
+from npgait.layers.patches import Window, add_patches, cut_patches, geometry
+from npgait.parallel import scratch, zero_padded
+from npgait.products import summed_product, tall_product
+
+SOME_BYTES = 400 << 10  # of patches that loops work on at a time
+
+
+def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
+    """Fill `out` with x_p W.
+
+    Parameters
+    ----------
+    x : array (B, H, W, C)
+    W : array (k*k*C, u)
+    window : Window
+    out : array (B, H', W', u)
+    """
+    if multiplied_in_loops(x) and W.strides[1] == W.itemsize and out.flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+        kernels.patches_times(x, W, out, _some(x, window), geometry(window))
+        return
+    tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
+
+
+def times_patches(d: Array, x: Array, window: Window) -> Array:
+    """Return d^T x_p, summed over positions and samples.
+
+    Parameters
+    ----------
+    d : array (B, H', W', u)
+    x : array (B, H, W, C)
+    window : Window
+
+    Returns
+    -------
+    array (u, k*k*C)
+    """
+    u = d.shape[-1]
+    if multiplied_in_loops(x):
+        x, d = np.ascontiguousarray(x), np.ascontiguousarray(d)
+        P = np.empty((u, window.patch_size), x.dtype)
+        kernels.times_patches(x, d, P, _some(x, window), geometry(window))
+        return P
+    return summed_product(d.reshape(-1, u), _patches(x, window))
+
+
+def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
+    """Return the function that fills images with the sums of the patches d M.
+
+    Parameters
+    ----------
+    M : array (u, k*k*C)
+    window : Window
+
+    Returns
+    -------
+    callable
+        Of d (B, H', W', u) and of images to be filled, (B, H, W, C).
+    """
+    if multiplied_in_loops(M):
+        M = np.ascontiguousarray(M)
+
+        def by_loops(d: Array, out: Array) -> None:
+            d = np.ascontiguousarray(d)
+            kernels.add_products(d, M, out, _some(d, window), geometry(window))
+
+        return by_loops
+    if array_module(M) is not np:
+
+        def written_out(d: Array, out: Array) -> None:
+            out[...] = add_patches(d.reshape(-1, len(M)) @ M, window)
+
+        return written_out
+    K = _by_phase(M, window)
+
+    def gathered(d: Array, out: Array) -> None:
+        out[...] = _gathered(d, K, window)
+
+    return gathered
+
+
+def multiplied_in_loops(x: Array) -> bool:
+    """Return whether patches of arrays like x are multiplied a few at a time."""
+    return kernels.multiply_patches(x[:0])
+
+
+def _some(x: Array, window: Window) -> Array:
+    """Return memory for a few patches."""
+    rows, columns = window.positions
+    some = max(1, min(rows * columns, SOME_BYTES // (window.patch_size * x.itemsize)))
+    return scratch(some * window.patch_size, x.dtype, x)
+
+
+def _patches(x: Array, window: Window) -> Array:
+    """Return all patches, on a CPU in memory that the next call takes again."""
+    rows, columns = window.positions
+    memory = scratch(len(x) * rows * columns * window.patch_size, x.dtype, x)
+    return cut_patches(x, window, memory)
+
+
+def _by_phase(M: np.ndarray, window: Window) -> np.ndarray:
+    """Return M as K (t*t*u, s*s*C): what each neighbour of a pixel gives it, for each of its phases.
+
+    Pixel s q + phase lies under the patches at q, q - 1 ... q - t + 1, t = ceil(k / s), which hold it at
+    phase, phase + s ... : the same neighbours for all its phases.
+    """
+    k, s, t = window.kernel, window.stride, window.neighbours
+    K = np.zeros((len(M), t * s, t * s, window.channels), M.dtype)  # a patch ends before t s
+    K[:, :k, :k] = M.reshape(-1, k, k, window.channels)
+    K = K.reshape(len(M), t, s, t, s, -1)[:, ::-1, :, ::-1]  # from the first neighbour to the last
+    return K.transpose(1, 3, 0, 2, 4, 5).reshape(t * t * len(M), -1)
+
+
+def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
+    """Return images (B, H, W, C) in gather form: each pixel the product of its neighbours with K."""
+    b, rows, columns, u = d.shape
+    k, s, t = window.kernel, window.stride, window.neighbours
+    (top, _), (left, _) = window.pads
+    # Pixels s q + phase of the padded image, from the first q with a pixel of the image to the last.
+    first_row, last_row = top // s, (top + window.height - 1) // s
+    first_column, last_column = left // s, (left + window.width - 1) // s
+    above, below = t - 1 - first_row, last_row - rows + 1
+    before, behind = t - 1 - first_column, last_column - columns + 1
+    padded = zero_padded(d, ((0, 0), (above, below), (before, behind), (0, 0)))
+    height, width, _ = padded.shape[1:]
+    at = Window(height, width, u, t, 1, "VALID")
+    high, wide = at.positions
+    neighbours = cut_patches(padded, at, scratch(b * high * wide * t * t * u, d.dtype, d))
+    x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
+    for phase, K_phase in enumerate(np.split(K, s, axis=1)):  # of the row; those of the column in one
+        reached = (t - 1 - (k - 1 - phase) // s) * t * u  # patches above end before this phase
+        x[:, :, phase] = tall_product(neighbours[:, reached:], K_phase[reached:]).reshape(
+            b, high, wide, -1
+        )
+    x = x.reshape(b, high * s, wide * s, window.channels)
+    y0, x0 = top - first_row * s, left - first_column * s
+    return x[:, y0 : y0 + window.height, x0 : x0 + window.width]
