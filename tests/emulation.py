@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from npgait import kernels
+from npgait.kernels import patch_loops
 
 PRELUDE = """
 #include <cmath>
@@ -74,4 +75,4 @@ def emulated(monkeypatch):
     """Every kernel of the library at work on NumPy arrays."""
     monkeypatch.setattr(kernels, "run_loop", _run_loop)
     monkeypatch.setattr(kernels, "library", lambda real: object())
-    monkeypatch.setattr(kernels, "gemm", lambda real: None)
+    monkeypatch.setattr(patch_loops, "gemm", lambda real: None)

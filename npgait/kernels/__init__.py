@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, array_module, launch_kernel
-from npgait.kernels.loops import gemm, library, run_loop
+from npgait.kernels.loops import library, run_loop
 from npgait.parallel import in_threads, stretches
 
 EQUATIONS = "equations.h"
@@ -119,55 +119,6 @@ def cut_patches(x: Array, patches: Array, geometry: tuple[int, ...]) -> None:
 def add_patches(patches: Array, x: Array, geometry: tuple[int, ...]) -> None:
     """Fill images `x` with the sums of the patches that cover their pixels."""
     _patches("add_patches", patches, x, x.size, geometry)
-
-
-# --- products with patches that are never all written out, on a CPU -----------------------------------
-
-
-def multiply_patches(*arrays: Array) -> bool:
-    """Return whether the three products below can be had for arrays of this kind."""
-    first = arrays[0]
-    return apply_to(*arrays) and array_module(first) is np and gemm(first.dtype.name) is not None
-
-
-def patches_times(
-    x: Array, W: Array, out: Array, memory: Array, geometry: tuple[int, ...]
-) -> None:
-    """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be the first columns of a larger matrix."""
-    sizes = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
-    _multiply("patches_times", x, W, out, memory, len(x), sizes, geometry)
-
-
-def times_patches(
-    x: Array, d: Array, out: Array, memory: Array, geometry: tuple[int, ...]
-) -> None:
-    """Fill `out` (u, k k C) with d^T x_p, summed over positions and samples."""
-    _multiply("times_patches", x, d, out, memory, len(x), (np.int32(len(out)),), geometry)
-
-
-def add_products(
-    d: Array, M: Array, out: Array, memory: Array, geometry: tuple[int, ...]
-) -> None:
-    """Fill images `out` with the sums of the patches d M that cover their pixels."""
-    _multiply("add_products", d, M, out, memory, len(d), (np.int32(len(M)),), geometry)
-
-
-def _multiply(
-    name: str,
-    one: Array,
-    other: Array,
-    out: Array,
-    memory: Array,
-    samples: int,
-    sizes: tuple[Any, ...],
-    geometry: tuple[int, ...],
-) -> None:
-    """Run one of these loops with as many patches at a time as `memory` holds."""
-    _, _, channels, k, *_ = geometry
-    some = np.int32(memory.size // (k * k * channels))
-    ints = (np.int32(value) for value in geometry)
-    arguments = (one, other, out, memory, gemm(out.dtype.name), np.int64(samples), some, *sizes, *ints)
-    run_loop(name, out.dtype, arguments)
 
 
 def _patches(name: str, source: Array, target: Array, n: int, geometry: tuple[int, ...]) -> None:

@@ -22,8 +22,8 @@ from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, 
 from npgait.layers.patch_products import (
     multiplied_in_loops,
     patches_times,
+    patches_transposed_times,
     product_adder,
-    times_patches,
 )
 from npgait.layers.patches import Window, count_patches
 from npgait.parallel import in_threads
@@ -239,14 +239,13 @@ class Conv2D:
 
         def local_update(part: slice) -> tuple[Array, Array]:
             delta = self.f.times_derivative(a[part][..., :u], error[part])  # f'(a) * e
-            dW_T = times_patches(delta, x[part], self.window)  # delta^T x_p: of the two, the faster
-            return dW_T, column_sums(delta.reshape(-1, u))
+            dW = patches_transposed_times(x[part], delta, self.window)  # x_p^T [f'(a) * e]
+            return dW, column_sums(delta.reshape(-1, u))
 
         parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
-        dW_T, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
-        dW = array_module(x).ascontiguousarray(dW_T.T)
+        dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
-        return with_auxiliary(dW, n_out), with_auxiliary(db, n_out)
+        return with_auxiliary(array_module(x).ascontiguousarray(dW), n_out), with_auxiliary(db, n_out)
 
     # --- a slice of the batch at a time ----------------------------------------------------
 

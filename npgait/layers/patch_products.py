@@ -1,4 +1,4 @@
-"""Products with patches: x_p W, d^T x_p, and the sum over patches of d M.
+"""Products with patches: x_p W, x_p^T d, and the sum over patches of d M.
 
 On a CPU with compiled loops patches are cut, multiplied and added a few at a time, in a cache. Elsewhere
 they are written out, but for the sum on a CPU: there each pixel gathers what its neighbours give it.
@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npgait import kernels
 from npgait.backend import Array, array_module
+from npgait.kernels import patch_loops
 from npgait.layers.patches import Window, add_patches, cut_patches, geometry
 from npgait.parallel import scratch, zero_padded
 from npgait.products import summed_product, tall_product
@@ -29,33 +29,41 @@ def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
     window : Window
     out : array (B, H', W', u)
     """
-    if multiplied_in_loops(x) and W.strides[1] == W.itemsize and out.flags.c_contiguous:
-        x = np.ascontiguousarray(x)
-        kernels.patches_times(x, W, out, _some(x, window), geometry(window))
+    if not multiplied_in_loops(x):
+        tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
         return
-    tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
+    x, where = np.ascontiguousarray(x), geometry(window)
+    if narrow := patch_loops.narrow_memory(x.dtype, W.shape[1], where):
+        patch_loops.patches_times_narrow(x, W, out, scratch(narrow, x.dtype, x), where)
+    else:
+        W = W if W.strides[1] == W.itemsize else np.ascontiguousarray(W)
+        patch_loops.patches_times(x, W, out, _some(x, window), where)
 
 
-def times_patches(d: Array, x: Array, window: Window) -> Array:
-    """Return d^T x_p, summed over positions and samples.
+def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
+    """Return x_p^T d, summed over positions and samples.
 
     Parameters
     ----------
-    d : array (B, H', W', u)
     x : array (B, H, W, C)
+    d : array (B, H', W', u)
     window : Window
 
     Returns
     -------
-    array (u, k*k*C)
+    array (k*k*C, u)
     """
     u = d.shape[-1]
-    if multiplied_in_loops(x):
-        x, d = np.ascontiguousarray(x), np.ascontiguousarray(d)
-        P = np.empty((u, window.patch_size), x.dtype)
-        kernels.times_patches(x, d, P, _some(x, window), geometry(window))
+    if not multiplied_in_loops(x):  # (d^T x_p)^T: of the two, the faster
+        return summed_product(d.reshape(-1, u), _patches(x, window)).T
+    x, d, where = np.ascontiguousarray(x), np.ascontiguousarray(d), geometry(window)
+    if narrow := patch_loops.narrow_memory(x.dtype, u, where):
+        P = np.empty((window.patch_size, u), x.dtype)
+        patch_loops.narrow_times_patches(d, x, P, scratch(narrow, x.dtype, x), where)
         return P
-    return summed_product(d.reshape(-1, u), _patches(x, window))
+    P = np.empty((u, window.patch_size), x.dtype)
+    patch_loops.times_patches(d, x, P, _some(x, window), where)
+    return P.T
 
 
 def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
@@ -76,7 +84,7 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
 
         def by_loops(d: Array, out: Array) -> None:
             d = np.ascontiguousarray(d)
-            kernels.add_products(d, M, out, _some(d, window), geometry(window))
+            patch_loops.add_products(d, M, out, _some(d, window), geometry(window))
 
         return by_loops
     if array_module(M) is not np:
@@ -95,7 +103,7 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
 
 def multiplied_in_loops(x: Array) -> bool:
     """Return whether patches of arrays like x are multiplied a few at a time."""
-    return kernels.multiply_patches(x[:0])
+    return patch_loops.multiply(x)
 
 
 def _some(x: Array, window: Window) -> Array:
