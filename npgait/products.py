@@ -1,4 +1,4 @@
-"""Products of tall matrices, on the CPU in pieces that BLAS multiplies where they lie.
+"""Products of tall matrices and of rows with themselves, on the CPU in pieces that BLAS multiplies where they lie.
 
 BLAS copies both matrices into an order of its own before it multiplies them, which costs as much as a
 third of a product of few columns. OpenBLAS leaves that out of products of up to PIECE multiplications,
@@ -70,6 +70,13 @@ def summed_product(d: Array, x: Array) -> Array:
 def column_sums(x: Array) -> Array:
     """Return x.sum(axis=0) of an array (N, u): as a product, on the CPU in a quarter of the time."""
     return np.ones(len(x), x.dtype) @ x if array_module(x) is np else x.sum(axis=0)
+
+
+def squared_norms(x: Array) -> Array:
+    """Return ||x||_2^2 of each row of an array (N, m), (N,): on the CPU as products, without x * x."""
+    if array_module(x) is np:
+        return (x[:, None, :] @ x[:, :, None]).reshape(-1)
+    return (x * x).sum(axis=1)
 
 
 def _piece(x: Array, values: int) -> int:

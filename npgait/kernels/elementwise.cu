@@ -26,7 +26,11 @@ extern "C" __global__ void times_derivative(const REAL* __restrict__ a, const RE
 extern "C" __global__ void difference(const REAL* __restrict__ y, const REAL* __restrict__ v,
                                       const REAL* __restrict__ s, REAL* __restrict__ d, long long n,
                                       long long per_sample, REAL slope) {
-    FOR_EACH(t, n) d[t] = difference_of_inverses(y[t], v[t], s[t / per_sample], slope);
+    FOR_EACH(t, n) {
+        REAL size = s[t / per_sample];
+        d[t] = crosses_kink(y[t], v[t], size) ? on_two_sides(y[t], v[t], size, slope)
+                                              : on_one_side(y[t], v[t], slope);
+    }
 }
 
 // One step of Adam's clock (t, rate, epsilon): t <- t + 1, and from it rate and epsilon with the bias

@@ -13,13 +13,12 @@ EQUATION REAL leaky_relu_inverse(REAL y, REAL slope) { return y > 0 ? y : y / sl
 // f'(a)^power * e; `factor` is slope^power
 EQUATION REAL times_f_prime(REAL a, REAL e, REAL factor) { return a > 0 ? e : factor * e; }
 
-// d = [f^-1(y) - f^-1(y - s v)] / s; s = 0 is the limit
-EQUATION REAL difference_of_inverses(REAL y, REAL v, REAL s, REAL slope) {
-    REAL nudged = y - s * v;
-    REAL one_side = y > 0 ? v : v / slope;
-    REAL two_sides = (leaky_relu_inverse(y, slope) - leaky_relu_inverse(nudged, slope)) / s;
-    // Across the kink y and y - s v have opposite signs: nothing cancels.
-    return (y > 0) == (nudged > 0) ? one_side : two_sides;
+// d = [f^-1(y) - f^-1(y - s v)] / s; s = 0 is the limit. Where y and y - s v lie on one side of the kink that is v over
+// the slope; across it they have opposite signs, and nothing cancels.
+EQUATION int crosses_kink(REAL y, REAL v, REAL s) { return (y > 0) != (y - s * v > 0); }
+EQUATION REAL on_one_side(REAL y, REAL v, REAL slope) { return y > 0 ? v : v / slope; }
+EQUATION REAL on_two_sides(REAL y, REAL v, REAL s, REAL slope) {
+    return (leaky_relu_inverse(y, slope) - leaky_relu_inverse(y - s * v, slope)) / s;
 }
 
 // Adam: the bias corrections are in rate and epsilon, rest is 1 - beta

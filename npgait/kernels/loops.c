@@ -23,6 +23,8 @@
 
 typedef long long int64;
 
+#define SOME 512  // values that are looked at together
+
 // --- elementwise ---------------------------------------------------------------------------------------
 
 EXPORT LOOP bias_activation(REAL* restrict a, const REAL* restrict b, REAL* restrict y, int64 n, int u,
@@ -41,11 +43,19 @@ EXPORT LOOP times_derivative(const REAL* restrict a, const REAL* restrict e, REA
 
 EXPORT LOOP difference(const REAL* restrict y, const REAL* restrict v, const REAL* restrict s,
                        REAL* restrict d, int64 n, int64 per_sample, REAL slope) {
-    for (int64 first = 0; first < n; first += per_sample) {
-        REAL size = s[first / per_sample];
-        for (int64 t = first; t < first + per_sample; ++t)
-            d[t] = difference_of_inverses(y[t], v[t], size, slope);
-    }
+    for (int64 first = 0; first < n; first += per_sample)
+        for (int64 t = first, end; t < first + per_sample; t = end) {
+            end = t + SOME < first + per_sample ? t + SOME : first + per_sample;
+            REAL size = s[first / per_sample];
+            int crossed = 0;
+            for (int64 i = t; i < end; ++i) {
+                crossed |= crosses_kink(y[i], v[i], size);
+                d[i] = on_one_side(y[i], v[i], slope);
+            }
+            // Few units are crossed: only where there is one, a slow loop looks for it.
+            for (int64 i = t; crossed && i < end; ++i)
+                if (crosses_kink(y[i], v[i], size)) d[i] = on_two_sides(y[i], v[i], size, slope);
+        }
 }
 
 EXPORT LOOP adam(REAL* restrict p, const REAL* restrict g, REAL* restrict m, REAL* restrict v,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from npgait.backend import Array, array_module
 from npgait.network import Layer
+from npgait.products import squared_norms
 
 # Called with the number of the layer, and the direction v and size s of its nudge.
 Trace = Callable[[int, Array, "Array | float"], None]
@@ -54,5 +55,5 @@ def scaled(m: Array, e: Array) -> Array:
 
 def norm_per_sample(e: Array) -> Array:
     """Return ||e||_2 of each sample, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
-    axes = tuple(range(1, e.ndim))
-    return array_module(e).sqrt((e * e).sum(axis=axes, keepdims=True))
+    norms = array_module(e).sqrt(squared_norms(e.reshape(len(e), -1)))
+    return norms.reshape(len(e), *[1] * (e.ndim - 1))
