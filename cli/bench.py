@@ -65,6 +65,7 @@ class Timed:
     costs: list[Cost] = field(default_factory=list)  # before and after the steps of each round
     times: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     laps: list[dict[str, float]] = field(default_factory=list)  # seconds of each part, by round
+    rates: list[float] = field(default_factory=list)  # of products, before and after each round's steps
 
     @property
     def cost(self) -> Cost:
@@ -191,14 +192,14 @@ def measure(
     """Return all that is reported, as plain values."""
     keep_memory()
     timed = [_set_up(e, device, data_dir, graphs) for e in experiments]
-    machine: dict[str, list[float]] = {}
+    bandwidths: list[float] = []
     for number in range(3):  # in turns, so that drift of the machine meets all alike
-        for dtype in {t.session.network.dtype for t in timed}:
-            machine.setdefault(str(dtype), []).append(product_rate(device, dtype))
-        machine.setdefault("bandwidth", []).append(bandwidth(device))
+        bandwidths.append(bandwidth(device))
         for t in timed:
+            dtype = t.session.network.dtype
             for p, before in zip(t.session.network.parameters(), t.weights, strict=True):
                 p[...] = before
+            t.rates.append(product_rate(device, dtype))
             with blas_threads(t.session.network, t.experiment.batch_size):
                 every = t.experiment.ortho_every
                 count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
@@ -208,13 +209,15 @@ def measure(
                 t.laps.append(time_parts(t.session.network, t.session.recipe, t.batch, steps=2))
                 for kind, seconds in got.items():
                     t.times[kind] += seconds
-    rates = {key: median(values) for key, values in machine.items()}
-    environment = describe_environment(device, ["npgait", "bench"])
+            t.rates.append(product_rate(device, dtype))
+    rates: dict[str, list[float]] = {}
+    for t in timed:
+        rates.setdefault(t.experiment.dtype, []).extend(t.rates)
     return {
-        "environment": environment,
-        "product_rate": {k: v for k, v in rates.items() if k != "bandwidth"},
-        "bandwidth": rates["bandwidth"],
-        "experiments": _rows(timed, rates),
+        "environment": describe_environment(device, ["npgait", "bench"]),
+        "product_rate": {dtype: median(values) for dtype, values in rates.items()},
+        "bandwidth": median(bandwidths),
+        "experiments": _rows(timed, median(bandwidths)),
     }
 
 
@@ -263,14 +266,14 @@ def _time_loader(data: Source, batch_size: int, session: Session) -> tuple[Batch
 # --- reporting ------------------------------------------------------------------------------------
 
 
-def _rows(timed: Sequence[Timed], rates: dict[str, float]) -> list[dict[str, Any]]:
+def _rows(timed: Sequence[Timed], bytes_a_second: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     base = timed[0]
     for t in timed:
         if t.experiment.rule == "bp":
             base = t
-        rate = rates[str(t.session.network.dtype)]
-        floor = t.cost.floor(rate, rates["bandwidth"])
+        rate = median(t.rates)
+        floor = t.cost.floor(rate, bytes_a_second)
         rows.append(
             {
                 "name": t.experiment.name,
@@ -280,6 +283,7 @@ def _rows(timed: Sequence[Timed], rates: dict[str, float]) -> list[dict[str, Any
                 "seconds": t.seconds,
                 "samples_per_second": len(t.batch[0]) / t.seconds,
                 "cost": {**asdict(t.cost), "operations": t.cost.operations},
+                "product_rate": rate,
                 "floor_seconds": floor,
                 "share_of_floor": floor / t.seconds,
                 "share_of_product_rate": t.cost.operations / t.seconds / rate,

@@ -39,7 +39,8 @@ def report(result: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s",
+            f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s; "
+            f"loops: {result['environment']['loops']}",
             format_table(header, steps),
             "product rate: operations a second over this machine's; floor: the least time, operations\n"
             "and the optimizer's bytes at this machine's rates, over the time taken",

@@ -110,7 +110,7 @@ class LeakyReLU:
 
     def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Do a <- a + b in place, and return y = f(a), in `out` where given."""
-        if kernels.apply_to(a, b):
+        if kernels.apply_to(a, b, a if out is None else out):
             return kernels.bias_activation(a, b, self.slope, out)
         a += b
         return self(a, out)

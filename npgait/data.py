@@ -47,7 +47,7 @@ class Scaling:
     def apply(self, x: Array, dtype: np.dtype) -> Array:
         """Return (x - shift) * scale as a new array of `dtype`, of the shape of x."""
         xp = array_module(x)
-        if kernels.apply_to(x) and x.dtype == np.uint8:
+        if kernels.apply_to_bytes(x):
             shift, scale = (xp.asarray(np.reshape(v, -1), dtype=dtype) for v in (self.shift, self.scale))
             return kernels.normalise(x, shift, scale, dtype)
         out = xp.empty(x.shape, dtype)

@@ -93,7 +93,7 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
 
 
 def stretches(x: Array) -> list[slice]:
-    """Return the parts in which threads work on x: of its leading axis, and where x is small all of it."""
+    """Return the stretches of the leading axis that threads share; one, where x is small."""
     if array_module(x) is not np or x.size < WORTH_THREADS:
         return [slice(None)]
     size = -(-len(x) // PARTS)

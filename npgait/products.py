@@ -1,4 +1,4 @@
-"""Products of tall matrices and of rows with themselves, on the CPU in pieces that BLAS multiplies where they lie.
+"""Products of tall matrices and of rows, on the CPU in pieces that BLAS multiplies where they lie.
 
 BLAS copies both matrices into an order of its own before it multiplies them, which costs as much as a
 third of a product of few columns. OpenBLAS leaves that out of products of up to PIECE multiplications,

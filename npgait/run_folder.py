@@ -25,6 +25,7 @@ import numpy as np
 
 from npgait.backend import Device
 from npgait.files import read_text, write_text
+from npgait.kernels import loops
 from npgait.metrics import LayerMeasures
 
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
@@ -48,6 +49,7 @@ def describe_environment(device: Device, command: Sequence[str]) -> dict[str, An
         "cupy": getattr(sys.modules.get("cupy"), "__version__", None),
         "platform": platform.platform(),
         "device": device.name,
+        "loops": loops.in_use(),
         "command": list(command),
     }
 

@@ -10,12 +10,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from npgait.backend import CPU, Device, DeviceError, select_device
+from npgait.kernels.loops import library
+from tests.support import without_loops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 settings.register_profile(
-    "npgait", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "npgait",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("npgait")
 
@@ -34,6 +39,16 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> np.dtype:
     return np.dtype(request.param)
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compiled loops, where they were built, and NumPy in their place."""
+    if request.param == "numpy":
+        without_loops(monkeypatch)
+    elif library("float32") is None:
+        pytest.skip("npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set")
+    return request.param
 
 
 @pytest.fixture

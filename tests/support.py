@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pytest
 
+from npgait import kernels
 from npgait.activations import LeakyReLU, Linear
 from npgait.initialisation import orthogonal
+from npgait.kernels import patch_loops
 from npgait.layers import Dense
 from npgait.network import Network
 
@@ -87,3 +90,10 @@ class Foreign:
 
     def __dlpack_device__(self):
         return self.array.__dlpack_device__()
+
+
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let NumPy compute what compiled loops would."""
+    monkeypatch.setattr(kernels, "library", lambda real: None)
+    monkeypatch.setattr(patch_loops, "library", lambda real: None)
+    monkeypatch.setattr(patch_loops, "gemm", lambda real: None)

@@ -10,6 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from npgait.activations import LeakyReLU, Linear
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 SLOPES = [0.01, 0.1, 1.0, 2.5]
 ordinary = st.floats(-1e3, 1e3).map(lambda v: v if abs(v) > 1e-6 else 0.0)
 vectors = arrays(np.float64, (3, 5), elements=ordinary)

@@ -24,6 +24,8 @@ from npgait.orthogonality import gram
 from npgait.rules import NAMES, bind, draw_feedback
 from tests.support import relative, worst
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 LU = InverseSolver(method="lu")
 
 windows = st.builds(

@@ -16,6 +16,8 @@ from npgait.inverse import InverseSolver
 from npgait.layers import Dense
 from tests.support import relative
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 LU = InverseSolver(method="lu")
 
 

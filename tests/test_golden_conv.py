@@ -18,6 +18,8 @@ from npgait.rules import bind
 from tests.support import relative
 from tests.test_golden_dense import carried, load
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 NAMES = ["conv_orthogonal", "conv_perturbed"]
 
 

@@ -18,6 +18,8 @@ from npgait.orthogonality import gram, orthonormal_gradient
 from npgait.rules import bind
 from tests.support import relative
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 DENSE_2023 = ["dense_orthogonal", "dense_perturbed"]
 DENSE_2020 = ["square2020", "square2020_linear", "tower2020"]

@@ -21,7 +21,7 @@ from npgait.optimizers import Adam
 from npgait.rules import bind
 from npgait.training import Recipe, train_step
 from tests.emulation import emulated  # noqa: F401 - a fixture
-from tests.support import relative
+from tests.support import relative, without_loops
 
 SOURCES = sorted(path.name for path in Path(kernels.__file__).parent.glob("*.cu"))
 
@@ -61,6 +61,12 @@ def test_every_cuda_source_compiles_without_a_warning(file, real, architecture, 
 
 def test_there_are_sources_to_compile():
     assert SOURCES == ["elementwise.cu", "patches.cu"]
+
+
+@pytest.fixture(autouse=True)
+def expected_by_numpy(monkeypatch):
+    """Until a test asks for `emulated`."""
+    without_loops(monkeypatch)
 
 
 # --- computed: the sources as C++ ---------------------------------------------------------------------

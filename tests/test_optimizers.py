@@ -9,6 +9,8 @@ import pytest
 
 from npgait.optimizers import SGD, Adam, Momentum
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 GRADIENTS = [0.5, -1.5, 0.25, 0.0, 3.0]
 
 

@@ -18,6 +18,8 @@ from npgait.network import Network
 from npgait.rules import bind, draw_feedback
 from tests.support import batch, dense_network, relative, worst
 
+pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
+
 LU = InverseSolver(method="lu")
 EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
 INVERTING = ["tp", "itp", "gait"]

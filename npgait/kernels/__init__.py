@@ -1,8 +1,8 @@
 """Kernels: what NumPy or CuPy would do in several passes over memory, or with atomics, in one without.
 
 Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
-in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait is
-installed, where there is a C compiler. Both take the equations from equations.h.
+in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait
+is installed, where there is a C compiler. Both take the equations from equations.h.
 """
 
 from __future__ import annotations
@@ -21,54 +21,53 @@ EQUATIONS = "equations.h"
 
 
 def apply_to(*arrays: Array) -> bool:
-    """Return whether kernels work on these arrays: all of one dtype, and each in one piece."""
+    """Return whether kernels work on these: all float32 or all float64, each in one piece."""
     first = arrays[0]
-    if array_module(first) is np and library("float32") is None:
+    if array_module(first) is np and library(first.dtype.name) is None:
         return False
     return all(a.flags.c_contiguous and a.dtype == first.dtype for a in arrays)
+
+
+def apply_to_bytes(x: Array) -> bool:
+    """Return whether `normalise` works on x."""
+    there = array_module(x) is not np or library("float32") is not None
+    return there and x.dtype == np.uint8 and x.flags.c_contiguous
 
 
 def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) -> Array:
     """Do a <- a + b in place, and return y = f(a), in `out` where given: a (..., u), b (u,)."""
     y = array_module(a).empty_like(a) if out is None else out
-    u = np.int32(a.shape[-1])
-
-    def work(part: slice) -> None:
-        n = np.int64(a[part].size)
-        _launch("elementwise.cu", "bias_activation", a, n, a[part], b, y[part], n, u, _real(a, slope))
-
-    _in_threads(work, a)
+    _check_shapes(a=a.shape, out=y.shape)
+    _check_shapes(a=a.shape[-1:], b=b.shape)
+    u, real = np.int32(a.shape[-1]), _real(a, slope)
+    _elementwise("bias_activation", a, lambda part, n: (a[part], b, y[part], n, u, real))
     return y
 
 
 def times_derivative(a: Array, e: Array, slope: float, power: int) -> Array:
     """Return f'(a)^power * e."""
+    _check_shapes(a=a.shape, e=e.shape)
     out = array_module(a).empty_like(e)
     factor = _real(a, slope) ** power
-
-    def work(part: slice) -> None:
-        n = np.int64(a[part].size)
-        _launch("elementwise.cu", "times_derivative", a, n, a[part], e[part], out[part], n, factor)
-
-    _in_threads(work, a)
+    _elementwise("times_derivative", a, lambda part, n: (a[part], e[part], out[part], n, factor))
     return out
 
 
-def difference(y: Array, v: Array, s: Array | float, slope: float) -> Array:
+def difference(y: Array, v: Array, s: Any, slope: float) -> Array:
     """Return d = [f^-1(y) - f^-1(y - s v)] / s: s one value a sample, or one for all."""
     xp = array_module(y)
-    if isinstance(s, int | float):  # filled on the device: a copy from the host would be waited for
-        s = xp.full(len(y), s, dtype=y.dtype)
-    s = xp.ascontiguousarray(s.reshape(-1), dtype=y.dtype)
+    # A number is filled in on the device: a copy from the host would be waited for.
+    sizes = xp.full(len(y), s, y.dtype) if np.ndim(s) == 0 else s.reshape(-1).astype(y.dtype, copy=False)
+    sizes = xp.ascontiguousarray(sizes)
+    _check_shapes(y=y.shape, v=v.shape)
+    _check_shapes(samples=y.shape[:1], s=sizes.shape)
     d = xp.empty_like(y)
-    per_sample = np.int64(y.size // max(len(y), 1))
-
-    def work(part: slice) -> None:
-        n = np.int64(y[part].size)
-        sizes = (n, per_sample, _real(y, slope))
-        _launch("elementwise.cu", "difference", y, n, y[part], v[part], s[part], d[part], *sizes)
-
-    _in_threads(work, y)
+    per_sample, real = np.int64(y.size // max(len(y), 1)), _real(y, slope)
+    _elementwise(
+        "difference",
+        y,
+        lambda part, n: (y[part], v[part], sizes[part], d[part], n, per_sample, real),
+    )
     return d
 
 
@@ -89,6 +88,7 @@ def adam_clock(
 
 def adam(p: Array, g: Array, m: Array, v: Array, clock: Array, beta1: float, beta2: float) -> None:
     """Change p, m and v by one step of Adam, in place, at the rate and epsilon of `clock`."""
+    _check_shapes(p=p.shape, g=g.shape, m=m.shape, v=v.shape)
     betas = (np.float64(beta1), np.float64(beta2))
     _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, clock, np.int64(p.size), *betas)
 
@@ -97,12 +97,7 @@ def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
     """Return (x - shift) * scale of bytes x (..., channels): shift and scale one value a channel."""
     out = array_module(x).empty(x.shape, dtype)
     channels = np.int32(shift.size)
-
-    def work(part: slice) -> None:
-        n = np.int64(x[part].size)
-        _launch("elementwise.cu", "normalise", out, n, x[part], shift, scale, out[part], n, channels)
-
-    _in_threads(work, x)
+    _elementwise("normalise", out, lambda part, n: (x[part], shift, scale, out[part], n, channels))
     return out
 
 
@@ -126,12 +121,24 @@ def _patches(name: str, source: Array, target: Array, n: int, geometry: tuple[in
     _launch("patches.cu", name, target, n, source, target, *sizes)
 
 
+def _check_shapes(**shapes: tuple[int, ...]) -> None:
+    """Raise a ValueError where shapes differ: a kernel would read beyond the smaller array."""
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"arrays of equal shapes are expected; got {got}")
+
+
 def _real(like: Array, value: float) -> Any:
     return like.dtype.type(value)
 
 
-def _in_threads(work: Callable[[slice], None], x: Array) -> None:
-    """Do `work` on all of x, on a CPU by stretches in threads."""
+def _elementwise(name: str, x: Array, arguments: Callable[[slice, np.int64], tuple[Any, ...]]) -> None:
+    """Run a kernel on all of x, on a CPU by stretches in threads; `arguments` are those of a stretch."""
+
+    def work(part: slice) -> None:
+        n = x[part].size
+        _launch("elementwise.cu", name, x, n, *arguments(part, np.int64(n)))
+
     in_threads(work, stretches(x), x)
 
 
@@ -142,7 +149,7 @@ def _launch(file: str, name: str, like: Array, n: int, *arguments: Any) -> None:
     if array_module(like) is np:
         run_loop(name, like.dtype, arguments)
     else:
-        launch_kernel(source(file), name, like.dtype, int(n), arguments)
+        launch_kernel(source(file), name, like.dtype, n, arguments)
 
 
 def source(file: str) -> str:

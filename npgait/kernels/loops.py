@@ -1,4 +1,4 @@
-"""The compiled loops of loops.c for NumPy arrays, where a C compiler was at hand when npgait was installed.
+"""The compiled loops of *.c for NumPy arrays, where a C compiler was there when npgait was installed.
 
 Nothing needs them: without them NumPy computes the same, to the bit, in several passes over memory.
 """
@@ -40,6 +40,11 @@ def library(real: str) -> ctypes.CDLL | None:
             except OSError:  # built for another machine
                 return None
     return None
+
+
+def in_use() -> str:
+    """Return which loops work on NumPy arrays: "compiled" or "numpy"."""
+    return "numpy" if library("float32") is None else "compiled"
 
 
 @functools.cache

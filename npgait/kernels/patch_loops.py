@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npgait.backend import array_module
+from npgait.backend import REALS, array_module
 from npgait.kernels.loops import gemm, library, run_loop
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
@@ -19,43 +19,43 @@ PAYS = 0.6  # share of the tiles that has to be of use, from which on they are f
 
 def multiply(x: np.ndarray) -> bool:
     """Return whether these products can be had for arrays like x."""
-    return array_module(x) is np and x.dtype.kind == "f" and gemm(x.dtype.name) is not None
+    return array_module(x) is np and x.dtype.name in REALS and gemm(x.dtype.name) is not None
 
 
 def patches_times(
     x: np.ndarray, W: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
-    """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be the first columns of a larger matrix."""
-    sizes = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
-    _run("patches_times", (x, W, out, memory, gemm(x.dtype.name)), _some(x, memory, geometry), sizes, geometry)
+    """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be columns of a larger matrix."""
+    columns = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
+    product = gemm(x.dtype.name), np.int64(len(x)), _some(memory, geometry), *columns
+    _run("patches_times", x, W, out, memory, *product, *geometry)
 
 
 def times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (u, k k C) with d^T x_p, summed over positions and samples."""
-    sizes = (np.int32(len(out)),)
-    _run("times_patches", (x, d, out, memory, gemm(x.dtype.name)), _some(x, memory, geometry), sizes, geometry)
+    product = gemm(x.dtype.name), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
+    _run("times_patches", x, d, out, memory, *product, *geometry)
 
 
 def add_products(
     d: np.ndarray, M: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill images `out` with the sums of the patches d M that cover their pixels."""
-    sizes = (np.int32(len(M)),)
-    _run("add_products", (d, M, out, memory, gemm(d.dtype.name)), _some(d, memory, geometry), sizes, geometry)
+    product = gemm(d.dtype.name), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
+    _run("add_products", d, M, out, memory, *product, *geometry)
 
 
-def _some(x: np.ndarray, memory: np.ndarray, geometry: Geometry) -> tuple[Any, ...]:
-    """Return the number of samples, and how many patches `memory` holds."""
+def _some(memory: np.ndarray, geometry: Geometry) -> np.int32:
+    """Return how many patches `memory` holds."""
     _, _, channels, k, *_ = geometry
-    return np.int64(len(x)), np.int32(memory.size // (k * k * channels))
+    return np.int32(memory.size // (k * k * channels))
 
 
-def _run(name: str, arrays: tuple[Any, ...], *sizes: tuple[Any, ...]) -> None:
-    *counts, geometry = sizes
-    numbers = [number for count in counts for number in count]
-    run_loop(name, arrays[0].dtype, (*arrays, *numbers, *map(np.int32, geometry)))
+def _run(name: str, first: np.ndarray, *arguments: Any) -> None:
+    numbers = (np.int32(a) if isinstance(a, int) else a for a in arguments)
+    run_loop(name, first.dtype, (first, *numbers))
 
 
 # --- narrow --------------------------------------------------------------------------------------------
@@ -81,16 +81,14 @@ def patches_times_narrow(
     u = W.shape[1]
     wide = np.zeros((len(W), _tile(x.dtype.name)[0]), x.dtype)
     wide[:, :u] = W
-    counts = (np.int64(len(x)), np.int32(u))
-    _run("patches_times_narrow", (x, wide, out, memory), counts, geometry)
+    _run("patches_times_narrow", x, wide, out, memory, np.int64(len(x)), u, *geometry)
 
 
 def narrow_times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (k k C, u) with x_p^T d, summed over positions and samples."""
-    counts = (np.int64(len(x)), np.int32(d.shape[-1]))
-    _run("narrow_times_patches", (x, d, out, memory), counts, geometry)
+    _run("narrow_times_patches", x, d, out, memory, np.int64(len(x)), d.shape[-1], *geometry)
 
 
 def _tile(real: str) -> tuple[int, int]:

@@ -28,8 +28,15 @@ def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
     W : array (k*k*C, u)
     window : Window
     out : array (B, H', W', u)
+
+    Raises
+    ------
+    ValueError
+        If a shape is another.
     """
-    if not multiplied_in_loops(x):
+    _check("x", x, (len(x), window.height, window.width, window.channels))
+    _check("out", out, (len(x), *window.positions, W.shape[1]))
+    if not (multiplied_in_loops(x, W, out) and out.flags.c_contiguous):
         tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
         return
     x, where = np.ascontiguousarray(x), geometry(window)
@@ -52,9 +59,16 @@ def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
     Returns
     -------
     array (k*k*C, u)
+
+    Raises
+    ------
+    ValueError
+        If a shape is another.
     """
     u = d.shape[-1]
-    if not multiplied_in_loops(x):  # (d^T x_p)^T: of the two, the faster
+    _check("x", x, (len(x), window.height, window.width, window.channels))
+    _check("d", d, (len(x), *window.positions, u))
+    if not multiplied_in_loops(x, d):  # (d^T x_p)^T: of the two, the faster
         return summed_product(d.reshape(-1, u), _patches(x, window)).T
     x, d, where = np.ascontiguousarray(x), np.ascontiguousarray(d), geometry(window)
     if narrow := patch_loops.narrow_memory(x.dtype, u, where):
@@ -83,7 +97,8 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
         M = np.ascontiguousarray(M)
 
         def by_loops(d: Array, out: Array) -> None:
-            d = np.ascontiguousarray(d)
+            d = np.ascontiguousarray(d, dtype=M.dtype)
+            _check("d", d, (len(out), *window.positions, len(M)))
             patch_loops.add_products(d, M, out, _some(d, window), geometry(window))
 
         return by_loops
@@ -101,9 +116,14 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
     return gathered
 
 
-def multiplied_in_loops(x: Array) -> bool:
-    """Return whether patches of arrays like x are multiplied a few at a time."""
-    return patch_loops.multiply(x)
+def multiplied_in_loops(*arrays: Array) -> bool:
+    """Return whether patches of such arrays are multiplied a few at a time."""
+    return patch_loops.multiply(arrays[0]) and len({a.dtype for a in arrays}) == 1
+
+
+def _check(name: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}; expected {shape}")
 
 
 def _some(x: Array, window: Window) -> Array:

@@ -1,0 +1,262 @@
+"""Compiled loops: the same bits as NumPy, nothing beyond an array, and npgait without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgait import kernels, models
+from npgait.activations import LeakyReLU
+from npgait.data import Scaling
+from npgait.kernels import loops as compiled
+from npgait.kernels import patch_loops
+from npgait.layers.patch_products import patches_times, patches_transposed_times, product_adder
+from npgait.layers.patches import Window, add_patches, cut_patches
+from npgait.losses import softmax_cross_entropy
+from npgait.optimizers import Adam
+from npgait.rules import bind
+from npgait.training import Recipe, train_step
+from tests.support import relative, without_loops
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_loops = pytest.mark.skipif(
+    compiled.library("float32") is None,
+    reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
+)
+needs_tiles = pytest.mark.skipif(
+    patch_loops._tile("float32")[0] == 0, reason="tiles need AVX-512, and GCC when npgait was installed"
+)
+windows = st.builds(
+    Window,
+    height=st.integers(5, 19),
+    width=st.integers(5, 33),
+    channels=st.integers(1, 6),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 6),
+    padding=st.sampled_from(["SAME", "VALID"]),
+)
+
+
+def both(monkeypatch, work):
+    """Return what `work` returns with compiled loops and with NumPy alone."""
+    with monkeypatch.context() as patch:
+        got = work()
+        without_loops(patch)
+        return got, work()
+
+
+# --- the same bits ------------------------------------------------------------------------------------
+
+
+@needs_loops
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 2, 3, 4), (4, 1027), (0, 4), (1030, 1030)])
+@pytest.mark.parametrize("slope", [0.1, 1.0, 3.0])
+def test_activations_are_numpys_to_the_bit(shape, slope, dtype, rng, monkeypatch):
+    f = LeakyReLU(slope)
+    a, e = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    a.reshape(-1)[::5] = 0
+    b = rng.standard_normal(shape[-1]).astype(dtype)
+    s = np.abs(rng.standard_normal((shape[0], *[1] * (len(shape) - 1)))).astype(dtype)
+    s[1::3] = 0
+
+    def work():
+        a_ = a.copy()
+        y = f.biased(a_, b, out=np.full_like(a, np.nan))
+        return [a_, y, f.times_derivative(a, e), f.difference(y, e, s), f.difference(y, e, 1e-7)]
+
+    if shape[0]:
+        assert f.crossed(f(a), e, s).any() or shape == (1, 1)
+    for got, expected in zip(*both(monkeypatch, work), strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, expected)
+
+
+@needs_loops
+@pytest.mark.parametrize("shapes", [[(3, 5), (5,)], [(1100, 1000), (7,)]])
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_adam_is_numpys_to_the_bit(shapes, bias_correction, dtype, rng, monkeypatch):
+    start = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    gradients = [[rng.standard_normal(p.shape).astype(dtype) for p in start] for _ in range(3)]
+
+    def work():
+        parameters = [p.copy() for p in start]
+        adam = Adam(0.01, 0.9, 0.99, 1e-6, bias_correction)
+        for g in gradients:
+            adam.step(parameters, g)
+        return [*parameters, *adam.m, *adam.v]
+
+    for got, expected in zip(*both(monkeypatch, work), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@needs_loops
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_bytes_are_normalised_as_by_numpy_to_the_bit(channels, dtype, rng, monkeypatch):
+    x = rng.integers(0, 256, (9, 5, 6, channels), dtype=np.uint8)
+    scaling = Scaling(rng.uniform(0, 200, channels), rng.uniform(0.01, 1, channels))
+    np.testing.assert_array_equal(*both(monkeypatch, lambda: scaling.apply(x, dtype)))
+
+
+@needs_loops
+@settings(max_examples=150)
+@given(window=windows, seed=st.integers(0, 99))
+def test_patches_are_cut_and_added_as_by_numpy(window, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, window.height, window.width, window.channels))
+    got, expected = both(monkeypatch, lambda: np.array(cut_patches(x, window)))
+    np.testing.assert_array_equal(got, expected)
+    noise = rng.standard_normal(expected.shape)
+    got, expected = both(monkeypatch, lambda: np.array(add_patches(noise, window)))
+    np.testing.assert_allclose(got, expected, atol=1e-13 * window.patch_size)
+
+
+# --- products with patches ----------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(window=windows, u=st.integers(1, 40), seed=st.integers(0, 99))
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_products_with_patches_are_those_of_all_patches(real, window, u, seed, loops):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, window.height, window.width, window.channels)).astype(real)
+    W = rng.standard_normal((window.patch_size, u + 2)).astype(real)[:, 1:-1]  # of a larger matrix
+    d = rng.standard_normal((3, *window.positions, u)).astype(real)
+    x_p, rows = cut_patches(x.astype(float), window), d.reshape(-1, u).astype(float)
+    out, images = np.full_like(d, np.nan), np.full_like(x, np.nan)
+    patches_times(x, W, window, out)
+    product_adder(W.T, window)(d, images)
+    W, eps = W.astype(float), 2 * np.finfo(real).eps
+    # Rounding of a product of n terms: at most n eps times the product of the absolute values.
+    bound = len(W) * eps * (np.abs(x_p) @ np.abs(W))
+    assert (np.abs(out.reshape(-1, u) - x_p @ W) <= bound).all()
+    bound = len(rows) * eps * (np.abs(x_p).T @ np.abs(rows))
+    assert (np.abs(patches_transposed_times(x, d, window) - x_p.T @ rows) <= bound).all()
+    terms = u * window.neighbours**2
+    bound = terms * eps * add_patches(np.abs(rows) @ np.abs(W.T), window)
+    assert (np.abs(images - add_patches(rows @ W.T, window)) <= bound).all()
+
+
+@needs_tiles
+@pytest.mark.parametrize("u", [24, 32])
+def test_narrow_convolutions_are_made_in_tiles_and_no_others(u):
+    def memory(window, u):
+        (top, _), (left, _) = window.pads
+        sizes = (window.height, window.width, window.channels, window.kernel, window.stride, top, left)
+        return patch_loops.narrow_memory(np.dtype("float32"), u, (*sizes, *window.positions))
+
+    assert memory(Window(224, 224, 3, 9, 4), u) > 0
+    assert memory(Window(224, 224, 3, 9, 4), u + 16) == 0  # wider than a tile
+    assert memory(Window(224, 224, 3, 9, 4), u - 16) == 0  # most of each tile would be of no use
+    assert memory(Window(16, 16, 3, 9, 1), u) == 0  # as here: 16 positions, tiles of 14
+    assert memory(Window(28, 28, 1, 9, 1), u) == 0  # a row of a patch is shorter than a tile
+
+
+@pytest.mark.parametrize("wrong", ["x", "d"])
+def test_an_array_of_another_size_is_refused_and_never_read_beyond(wrong, rng, loops):
+    window = Window(8, 8, 2, 3)
+    x, d = rng.standard_normal((2, 8, 8, 2)), rng.standard_normal((2, 8, 8, 4))
+    W = rng.standard_normal((18, 4))
+    if wrong == "x":
+        x = x[:, :7]
+        with pytest.raises(ValueError, match=r"x has shape \(2, 7, 8, 2\); expected \(2, 8, 8, 2\)"):
+            patches_times(x, W, window, np.empty((2, 8, 8, 4)))
+    else:
+        d = d[:, :7]
+    with pytest.raises(ValueError, match=rf"{wrong} has shape \(2, 7, 8"):
+        patches_transposed_times(x, d, window)
+
+
+@needs_loops
+def test_kernels_refuse_arrays_of_other_shapes(rng):
+    f = LeakyReLU()
+    a, short = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
+    with pytest.raises(ValueError, match="equal shapes"):
+        f.times_derivative(a, short)
+    with pytest.raises(ValueError, match="equal shapes"):
+        f.biased(a, np.zeros(4))
+    with pytest.raises(ValueError, match="equal shapes"):
+        f.difference(a, a, np.ones((3, 1)))
+    with pytest.raises(ValueError, match="equal shapes"):
+        Adam(0.1).step([a], [short])
+
+
+@pytest.mark.parametrize("rule", ["bp", "tp", "gait"])
+def test_whole_steps_end_where_numpys_do(rule, rng, monkeypatch):
+    x = rng.standard_normal((5, 64, 64, 3))
+
+    def work():
+        network = models.imagenet((64, 64, 3), 6, dtype="float64", auxiliary="implicit", seed=1)
+        recipe = Recipe(bind(rule), softmax_cross_entropy, Adam(1e-3), ortho_strength=0.3)
+        for _ in range(3):
+            train_step(network, recipe, x, np.arange(5))
+        return network.parameters()
+
+    for got, expected in zip(*both(monkeypatch, work), strict=True):
+        assert relative(got, expected) < 1e-7
+
+
+# --- with and without ---------------------------------------------------------------------------------
+
+
+def describe(**environment):
+    code = "from npgait.kernels import loops; print(loops.in_use(), loops.gemm('float64') is not None)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, **environment},
+        text=True,
+    )
+    return run.stdout.split()
+
+
+def test_an_environment_variable_turns_loops_off():
+    assert describe(NPGAIT_LOOPS="numpy") == ["numpy", "False"]
+
+
+@needs_loops
+def test_loops_find_the_product_that_numpy_uses(dtype, rng):
+    assert describe() == ["compiled", "True"]
+    assert compiled.gemm(dtype.name) not in (None, 0)
+
+
+@needs_loops
+def test_a_library_that_cannot_be_loaded_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "loops.py"))
+    load = compiled.library.__wrapped__
+    assert load("float32") is None
+    for suffix in compiled.EXTENSION_SUFFIXES:
+        (tmp_path / f"_loops_float32{suffix}").write_bytes(b"\x7fELF but not much of it")
+    assert load("float32") is None
+
+
+def test_npgait_is_built_without_a_compiler(tmp_path):
+    pytest.importorskip("setuptools")
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *folders],
+        cwd=ROOT,
+        env={**os.environ, "CC": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert not list((tmp_path / "lib").rglob("_loops*"))
+
+
+def test_the_names_of_kernels_and_loops_are_the_same():
+    loops_c = (Path(kernels.__file__).parent / "loops.c").read_text(encoding="utf-8")
+    for name in ("bias_activation", "times_derivative", "difference", "adam", "normalise"):
+        assert f" {name}(" in loops_c
+        assert f" {name}(" in kernels.source("elementwise.cu")
+    for name in ("cut_patches", "add_patches"):
+        assert f" {name}(" in loops_c
+        assert f" {name}(" in kernels.source("patches.cu")
