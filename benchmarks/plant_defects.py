@@ -30,6 +30,7 @@ class Defect:
 
 
 RULES = "tests/test_rules.py tests/test_golden_dense.py"
+LOOPS = "tests/test_loops.py"
 CONV = "tests/test_conv.py tests/test_golden_conv.py"
 DEFECTS = [
     Defect("f': slope on the wrong side", "npgait/activations.py",
@@ -162,11 +163,11 @@ DEFECTS = [
            "+= values[:, :, :, i, j]", "= values[:, :, :, i, j]", CONV),
     Defect("patches: rows and columns of the kernel swapped", "npgait/layers/patches.py",
            "+= values[:, :, :, i, j]", "+= values[:, :, :, j, i]", CONV),
-    Defect("gather: rows of neighbours turned round", "npgait/layers/patches.py",
+    Defect("gather: rows of neighbours turned round", "npgait/layers/patch_products.py",
            "[:, ::-1, :, ::-1]", "[:, :, :, ::-1]", CONV),
-    Defect("gather: the farthest neighbour left out", "npgait/layers/patches.py",
+    Defect("gather: the farthest neighbour left out", "npgait/layers/patch_products.py",
            "(t - 1 - (k - 1 - phase) // s)", "(t - (k - 1 - phase) // s)", CONV),
-    Defect("gather: images shifted", "npgait/layers/patches.py",
+    Defect("gather: images shifted", "npgait/layers/patch_products.py",
            "y0, x0 = top - first_row * s, left", "y0, x0 = 0, left", CONV),
     Defect("padding: images of other pads in one memory", "npgait/parallel.py",
            "key = (shape, pads, x.dtype)", "key = (shape, x.dtype)", CONV),
@@ -177,8 +178,8 @@ DEFECTS = [
     Defect("W W^T: blocks not mirrored", "npgait/orthogonality.py",
            "G[before, here] = G[here, before].T", "G[before, here] = 0", "tests/test_orthogonality.py"),
     Defect("conv forward: bias doubled", "npgait/layers/conv.py",
-           "self.f.biased(a_p, self.b[:u], ",
-           "self.f.biased(a_p, 2 * self.b[:u], ", CONV),
+           "self.f.biased(a[part], self.b[:u], ",
+           "self.f.biased(a[part], 2 * self.b[:u], ", CONV),
     Defect("conv inverse: correction off by one", "npgait/layers/conv.py",
            "correction = count_patches(self.window, xp, y.dtype) - 1",
            "correction = count_patches(self.window, xp, y.dtype)", CONV),
@@ -224,9 +225,33 @@ DEFECTS = [
            "tests/test_replay.py"),
     Defect("kernel: Adam's clock stands", "npgait/kernels/elementwise.cu",
            "clock[0] = t;", ";", "tests/test_kernels.py tests/test_replay.py"),
-    Defect("kernel: Adam without its epsilon", "npgait/kernels/elementwise.cu",
-           "rate * first / (sqrt(second) + epsilon)", "rate * first / sqrt(second)",
+    Defect("equations: Adam without its epsilon", "npgait/kernels/equations.h",
+           "rate * (*m / (sqrt(*v) + epsilon))", "rate * (*m / sqrt(*v))",
            "tests/test_kernels.py"),
+    Defect("equations: kink crossed only upwards", "npgait/kernels/equations.h",
+           "return (y > 0) != (y - s * v > 0);", "return (y > 0) < (y - s * v > 0);", LOOPS),
+    Defect("equations: f^-1 of the unnudged y twice", "npgait/kernels/equations.h",
+           "leaky_relu_inverse(y - s * v, slope)", "leaky_relu_inverse(y, slope)", LOOPS),
+    Defect("loops: kinks of the last stretch only", "npgait/kernels/loops.c",
+           "crossed |= crosses_kink", "crossed = crosses_kink", LOOPS),
+    Defect("loops: every sample nudged by the first's s", "npgait/kernels/loops.c",
+           "REAL size = s[first / per_sample];", "REAL size = s[0];", LOOPS),
+    Defect("loops: padding on the right not zeroed", "npgait/kernels/loops.c",
+           "for (int64 q = run.to; q < length; ++q) out[q] = 0;", "", LOOPS),
+    Defect("loops: a wide run's last values forgotten", "npgait/kernels/loops.c",
+           "memcpy(out + length - WIDE, in + length - WIDE, WIDE * sizeof(REAL));", "", LOOPS),
+    Defect("loops: sums over samples begun anew", "npgait/kernels/loops.c",
+           "PATCH, 1, P, PATCH);", "PATCH, 0, P, PATCH);", LOOPS),
+    Defect("loops: images not zeroed before patches are added", "npgait/kernels/loops.c",
+           "memset(x, 0, samples * IMAGE * sizeof(REAL));", "", LOOPS),
+    Defect("tiles: a row of the image too high", "npgait/kernels/narrow.c",
+           "memory + row * s * pitch + first * step", "memory + row * pitch + first * step", LOOPS),
+    Defect("tiles: rows of the last tile counted twice", "npgait/kernels/narrow.c",
+           "for (int64 r = q - from; r < ROWS; ++r)", "for (int64 r = 0; r < ROWS; ++r)", LOOPS),
+    Defect("tiles: last sample's errors in place of the sum", "npgait/kernels/narrow.c",
+           "sum[c] += more[c];", "sum[c] = more[c];", LOOPS),
+    Defect("shapes of kernels not looked at", "npgait/kernels/__init__.py",
+           "if len(set(shapes.values())) > 1:", "if False:", LOOPS),
     Defect("kernel: last patch row forgotten", "npgait/kernels/patches.cu",
            "row <= last_row", "row < last_row", "tests/test_kernels.py"),
 ]  # fmt: skip
@@ -237,12 +262,19 @@ def copy_project(target: Path) -> None:
     for name in ("npgait", "cli", "loaders", "tests", "setup.py", "pyproject.toml", "README.md"):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(source, target / name)
     shared = ROOT.parent / "shared"
     if shared.is_dir():
         (target.parent / "shared").symlink_to(shared)
+
+
+def build(changed: Path, project: Path) -> None:
+    """Compile the loops of a copy, where a source of theirs has changed."""
+    if changed.suffix in (".c", ".h"):
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
 
 
 def survives(defect: Defect, project: Path) -> bool:
@@ -254,6 +286,7 @@ def survives(defect: Defect, project: Path) -> bool:
         raise SystemExit(f"{defect.name}: its line stands {count} times in {defect.file}")
     path.write_text(text.replace(defect.line, defect.defect), encoding="utf-8")
     try:
+        build(path, project)
         run = subprocess.run(
             [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
              *defect.tests.split()],
@@ -262,6 +295,7 @@ def survives(defect: Defect, project: Path) -> bool:
         )  # fmt: skip
     finally:
         path.write_text(text, encoding="utf-8")
+        build(path, project)
     if run.returncode not in (0, 1):
         raise SystemExit(f"{defect.name}: pytest did not run:\n{run.stdout.decode()[-2000:]}")
     return run.returncode == 0
@@ -276,6 +310,7 @@ def main() -> None:
         project = Path(folder) / "project"
         project.mkdir()
         copy_project(project)
+        build(project / "npgait/kernels/loops.c", project)
         for defect in chosen:
             alive = survives(defect, project)
             survivors += alive

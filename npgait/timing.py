@@ -34,7 +34,8 @@ def product_rate(device: Device, dtype: np.dtype, *, n: int | None = None, repea
     2048, on a GPU 8192.
     """
     xp, n = device.xp, n or (8192 if device.is_gpu else 2048)
-    A = xp.asarray(np.random.default_rng(0).standard_normal((n, n)), dtype=dtype)
+    rows, columns = xp.asarray(np.random.default_rng(0).standard_normal((2, n)), dtype=dtype)
+    A = xp.outer(rows, columns)
     B, C = A.copy(), xp.empty_like(A)
     return 2 * n**3 / _typical(lambda: xp.matmul(A, B, out=C), device, repeats)
 

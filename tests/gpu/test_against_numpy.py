@@ -83,7 +83,7 @@ def test_the_product_with_the_inverse_holds_between_two_looks(shape, away, dtype
         for _ in range(CHECK_EVERY + 3):
             d = rng.standard_normal((4, shape[1])).astype(dtype)
             z = to_host(solver(gpu.xp.asarray(d), W_gpu, G, name=str(G is None)))
-            assert relative(z @ W, d) < 3e-4 if dtype == np.float32 else 1e-8
+            assert relative(z @ W, d) < (3e-4 if dtype == np.float32 else 1e-8)
 
 
 @pytest.mark.parametrize("regulariser", list(REGULARISERS))
