@@ -60,24 +60,40 @@ def _symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     return products
 
 
-def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
-    """Return 4 strength (W W^T - I) W, the gradient of ||W W^T - I||_F^2 (2023 paper)."""
-    return _times(_minus_diagonal(G, 1, 4 * strength), W)
+def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
+    """Return 4 strength (W W^T - I) W, the gradient of ||W W^T - I||_F^2 (2023 paper).
+
+    Parameters
+    ----------
+    W : array (n, n), or (n, m) with n > m
+    G : array
+        `gram(W)`.
+    strength : float
+        lambda.
+    overwrite : bool
+        Whether G may be overwritten, which saves an array of its size.
+    """
+    return _times(_minus_diagonal(G, 1, 4 * strength, overwrite), W)
 
 
-def orthogonal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
-    """Return 4 strength offdiag(W W^T) W, of the off-diagonal part of ||W W^T||_F^2 (2020)."""
-    return _times(_minus_diagonal(G, G.diagonal(), 4 * strength), W)
+def orthogonal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
+    """Return 4 strength offdiag(W W^T) W, of the off-diagonal part of ||W W^T||_F^2 (2020).
+
+    Parameters: see `orthonormal_gradient`.
+    """
+    return _times(_minus_diagonal(G, G.diagonal(), 4 * strength, overwrite), W)
 
 
-def conformal_gradient(W: Array, G: Array, strength: float = 1.0) -> Array:
+def conformal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
     """Return 4 strength (W W^T / c^2 - I) W, c^2 = trace(W W^T) / n: the size is left free.
 
     The gradient of ||W W^T / c^2 - I||_F^2 with c held, times c^2. With W W^T = c^2 I the inverse is
     W^T / c^2, so that GAIT-prop differs from backpropagation by one factor a layer.
+
+    Parameters: see `orthonormal_gradient`.
     """
     c2 = scale_of(G)
-    return _times(_minus_diagonal(G, c2, 4 * strength / c2), W)
+    return _times(_minus_diagonal(G, c2, 4 * strength / c2, overwrite), W)
 
 
 def scale_of(G: Array) -> Array:
@@ -90,10 +106,11 @@ def _times(difference: Array, W: Array) -> Array:
     return difference @ W if len(difference) == len(W) else W @ difference
 
 
-def _minus_diagonal(G: Array, diagonal: Array | float, factor: Array | float) -> Array:
-    """Return factor (G - diag(diagonal))."""
-    difference = G * factor
-    difference.reshape(-1)[:: len(G) + 1] -= factor * diagonal
+def _minus_diagonal(G: Array, diagonal: Array | float, factor: Array | float, overwrite: bool) -> Array:
+    """Return factor (G - diag(diagonal)), in the memory of G where that may be overwritten."""
+    on_diagonal = factor * (G.diagonal() - diagonal)
+    difference = array_module(G).multiply(G, factor, out=G if overwrite else None)
+    difference.reshape(-1)[:: len(G) + 1] = on_diagonal
     return difference
 
 

@@ -25,7 +25,7 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
         return None, 0
     R = residual(G, c2)
     tall = len(G) < len(W)  # then W^T comes last: R is of the other side
-    term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
+    term = _first_term(d, W, 1 / c2, tall)
     z = term
     size = last = float(xp.linalg.norm(term))
     limit = tolerance * size
@@ -55,11 +55,20 @@ def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
     c2 = scale_of(G)
     R = residual(G, c2)
     tall = len(G) < len(W)
-    z = term = (d if tall else d @ W[:, : d.shape[-1]].T) * (1 / c2)
+    z = term = _first_term(d, W, 1 / c2, tall)
     for _ in range(terms):
         term = term @ R
         z += term
     return z @ W.T if tall else z
+
+
+def _first_term(d: Array, W: Array, scale: Array | float, tall: bool) -> Array:
+    """Return d W^T / c^2, of a tall W d / c^2, as a new array."""
+    if tall:
+        return d * scale
+    term = d @ W[:, : d.shape[-1]].T
+    term *= scale
+    return term
 
 
 def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:

@@ -135,9 +135,10 @@ def train_step(
     recipe.optimizer.step(network.parameters(), gradients)
     lap("optimizer")
     if due and recipe.decoupled:
+        regulariser = REGULARISERS[recipe.regulariser]
         for W, G in zip(square, all_grams(square), strict=True):
             if W is not None:
-                W -= REGULARISERS[recipe.regulariser](W, G, recipe.ortho_strength / 4)
+                W -= regulariser(W, G, recipe.ortho_strength / 4, overwrite=True)
         lap("regulariser")
     return loss, y
 
@@ -158,6 +159,6 @@ def _gradients(
             dW *= share
             db *= share
         if G is not None:
-            dW += regulariser(layer.W, G, recipe.ortho_strength)
+            dW += regulariser(layer.W, G, recipe.ortho_strength, overwrite=True)  # G's last use
         gradients += [dW, db]
     return gradients
