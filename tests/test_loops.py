@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from npgait import kernels, models
@@ -120,10 +120,8 @@ def test_patches_are_cut_and_added_as_by_numpy(window, seed, monkeypatch):
 # --- products with patches ----------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
-@given(window=windows, u=st.integers(1, 40), seed=st.integers(0, 99))
-@pytest.mark.parametrize("real", ["float32", "float64"])
-def test_products_with_patches_are_those_of_all_patches(real, window, u, seed, loops):
+def check_products(window, u, real, seed):
+    """Products with patches, against those of all patches in float64."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((3, window.height, window.width, window.channels)).astype(real)
     W = rng.standard_normal((window.patch_size, u + 2)).astype(real)[:, 1:-1]  # of a larger matrix
@@ -143,19 +141,56 @@ def test_products_with_patches_are_those_of_all_patches(real, window, u, seed, l
     assert (np.abs(images - add_patches(rows @ W.T, window)) <= bound).all()
 
 
+def tiles(window, u, real="float32"):
+    """Memory that tiles take for a convolution; 0 where they are not for it."""
+    (top, _), (left, _) = window.pads
+    sizes = (window.height, window.width, window.channels, window.kernel, window.stride, top, left)
+    return patch_loops.narrow_memory(np.dtype(real), u, (*sizes, *window.positions))
+
+
+@settings(max_examples=200)
+@given(window=windows, u=st.integers(1, 40), seed=st.integers(0, 99))
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_products_with_patches_are_those_of_all_patches(real, window, u, seed, loops):
+    check_products(window, u, real, seed)
+
+
+@needs_tiles
+@settings(max_examples=100)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.sampled_from([12, 13, 14, 25, 28]),
+    channels=st.integers(5, 7),
+    kernel=st.integers(3, 5),
+    stride=st.integers(1, 6),
+    padding=st.sampled_from(["SAME", "VALID"]),
+    beyond=st.integers(0, 5),
+    unused=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize(("real", "lanes"), [("float32", 32), ("float64", 16)])
+def test_products_in_tiles_are_those_of_all_patches(
+    real, lanes, rows, columns, channels, kernel, stride, padding, beyond, unused, seed
+):
+    """`beyond`: pixels after the last patch of a VALID window, or that a SAME one lacks."""
+    beyond %= stride
+    size = [n * stride - beyond if padding == "SAME" else (n - 1) * stride + kernel + beyond
+            for n in (rows, columns)]  # fmt: skip
+    window = Window(*size, channels, kernel, stride, padding)
+    assert window.positions == (rows, columns)
+    u = lanes - unused * lanes // 32
+    assume(tiles(window, u, real))
+    check_products(window, u, real, seed)
+
+
 @needs_tiles
 @pytest.mark.parametrize("u", [24, 32])
 def test_narrow_convolutions_are_made_in_tiles_and_no_others(u):
-    def memory(window, u):
-        (top, _), (left, _) = window.pads
-        sizes = (window.height, window.width, window.channels, window.kernel, window.stride, top, left)
-        return patch_loops.narrow_memory(np.dtype("float32"), u, (*sizes, *window.positions))
-
-    assert memory(Window(224, 224, 3, 9, 4), u) > 0
-    assert memory(Window(224, 224, 3, 9, 4), u + 16) == 0  # wider than a tile
-    assert memory(Window(224, 224, 3, 9, 4), u - 16) == 0  # most of each tile would be of no use
-    assert memory(Window(16, 16, 3, 9, 1), u) == 0  # as here: 16 positions, tiles of 14
-    assert memory(Window(28, 28, 1, 9, 1), u) == 0  # a row of a patch is shorter than a tile
+    assert tiles(Window(224, 224, 3, 9, 4), u) > 0
+    assert tiles(Window(224, 224, 3, 9, 4), u + 16) == 0  # wider than a tile
+    assert tiles(Window(224, 224, 3, 9, 4), u - 16) == 0  # most of each tile would be of no use
+    assert tiles(Window(16, 16, 3, 9, 1), u) == 0  # as here: 16 positions, tiles of 14
+    assert tiles(Window(28, 28, 1, 9, 1), u) == 0  # a row of a patch is shorter than a tile
 
 
 @pytest.mark.parametrize("wrong", ["x", "d"])
