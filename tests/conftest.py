@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from npgait.backend import CPU, Device, DeviceError, select_device
 from npgait.kernels.loops import library
-from tests.support import without_loops
+from tests.support import with_loops, without_loops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -46,8 +46,10 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Compiled loops, where they were built, and NumPy in their place."""
     if request.param == "numpy":
         without_loops(monkeypatch)
-    elif library("float32") is None:
+    elif library(np.dtype(np.float32)) is None:
         pytest.skip("npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set")
+    else:
+        with_loops(monkeypatch)
     return request.param
 
 

@@ -74,5 +74,6 @@ def _run_loop(name: str, dtype: np.dtype, arguments: tuple) -> None:
 def emulated(monkeypatch):
     """Every kernel of the library at work on NumPy arrays."""
     monkeypatch.setattr(kernels, "run_loop", _run_loop)
-    monkeypatch.setattr(kernels, "library", lambda real: object())
-    monkeypatch.setattr(patch_loops, "gemm", lambda real: None)
+    monkeypatch.setattr(kernels, "library", lambda dtype: object())
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(patch_loops, "gemm", lambda dtype: None)

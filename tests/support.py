@@ -92,8 +92,13 @@ class Foreign:
         return self.array.__dlpack_device__()
 
 
+def with_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let compiled loops, where there are any, do what they can, however little it is."""
+    monkeypatch.setattr(kernels, "SMALL", 0)
+
+
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let NumPy compute what compiled loops would."""
-    monkeypatch.setattr(kernels, "library", lambda real: None)
-    monkeypatch.setattr(patch_loops, "library", lambda real: None)
-    monkeypatch.setattr(patch_loops, "gemm", lambda real: None)
+    monkeypatch.setattr(kernels, "library", lambda dtype: None)
+    monkeypatch.setattr(patch_loops, "library", lambda dtype: None)
+    monkeypatch.setattr(patch_loops, "gemm", lambda dtype: None)

@@ -23,15 +23,16 @@ from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
 from npgait.rules import bind
 from npgait.training import Recipe, train_step
-from tests.support import relative, without_loops
+from tests.support import relative, with_loops, without_loops
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_loops = pytest.mark.skipif(
-    compiled.library("float32") is None,
+    compiled.library(np.dtype(np.float32)) is None,
     reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
 )
 needs_tiles = pytest.mark.skipif(
-    patch_loops._tile("float32")[0] == 0, reason="tiles need AVX-512, and GCC when npgait was installed"
+    patch_loops._tile(np.dtype(np.float32))[0] == 0,
+    reason="tiles need AVX-512, and GCC when npgait was installed",
 )
 windows = st.builds(
     Window,
@@ -47,6 +48,7 @@ windows = st.builds(
 def both(monkeypatch, work):
     """Return what `work` returns with compiled loops and with NumPy alone."""
     with monkeypatch.context() as patch:
+        with_loops(patch)
         got = work()
         without_loops(patch)
         return got, work()
@@ -209,7 +211,8 @@ def test_an_array_of_another_size_is_refused_and_never_read_beyond(wrong, rng, l
 
 
 @needs_loops
-def test_kernels_refuse_arrays_of_other_shapes(rng):
+def test_kernels_refuse_arrays_of_other_shapes(rng, monkeypatch):
+    with_loops(monkeypatch)
     f = LeakyReLU()
     a, short = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
     with pytest.raises(ValueError, match="equal shapes"):
@@ -241,7 +244,11 @@ def test_whole_steps_end_where_numpys_do(rule, rng, monkeypatch):
 
 
 def describe(**environment):
-    code = "from npgait.kernels import loops; print(loops.in_use(), loops.gemm('float64') is not None)"
+    code = """
+import numpy
+from npgait.kernels import loops
+print(loops.in_use(), loops.gemm(numpy.dtype(float)) is not None)
+"""
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -259,17 +266,17 @@ def test_an_environment_variable_turns_loops_off():
 @needs_loops
 def test_loops_find_the_product_that_numpy_uses(dtype, rng):
     assert describe() == ["compiled", "True"]
-    assert compiled.gemm(dtype.name) not in (None, 0)
+    assert compiled.gemm(dtype) not in (None, 0)
 
 
 @needs_loops
 def test_a_library_that_cannot_be_loaded_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "loops.py"))
     load = compiled.library.__wrapped__
-    assert load("float32") is None
+    assert load(np.dtype(np.float32)) is None
     for suffix in compiled.EXTENSION_SUFFIXES:
         (tmp_path / f"_loops_float32{suffix}").write_bytes(b"\x7fELF but not much of it")
-    assert load("float32") is None
+    assert load(np.dtype(np.float32)) is None
 
 
 def test_npgait_is_built_without_a_compiler(tmp_path):

@@ -28,12 +28,12 @@ GEMM = ("scipy_cblas_{}gemm64_", "cblas_{}gemm64_", "scipy_cblas_{}gemm", "cblas
 
 
 @functools.cache
-def library(real: str) -> ctypes.CDLL | None:
-    """Return the loops for "float32" or "float64", or None where they were not built."""
+def library(dtype: np.dtype) -> ctypes.CDLL | None:
+    """Return the loops for float32 or float64; None for another dtype, or where they were not built."""
     if os.environ.get(SWITCH) == "numpy":
         return None
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_loops_{real}{suffix}")
+        path = Path(__file__).with_name(f"_loops_{dtype.name}{suffix}")
         if path.is_file():
             try:
                 return ctypes.CDLL(str(path))
@@ -44,21 +44,21 @@ def library(real: str) -> ctypes.CDLL | None:
 
 def in_use() -> str:
     """Return which loops work on NumPy arrays: "compiled" or "numpy"."""
-    return "numpy" if library("float32") is None else "compiled"
+    return "numpy" if library(np.dtype(np.float32)) is None else "compiled"
 
 
 @functools.cache
-def gemm(real: str) -> np.uint64 | None:
+def gemm(dtype: np.dtype) -> np.uint64 | None:
     """Return the address of the matrix product (CBLAS gemm) that NumPy itself uses, for loops to call.
 
     None where there are no loops, or NumPy's BLAS is another than OpenBLAS. Sizes are passed in 64 bits:
     where a build takes 32, it reads the lower half of each.
     """
-    if library(real) is None or sys.byteorder != "little":
+    if library(dtype) is None or sys.byteorder != "little":
         return None
     from threadpoolctl import ThreadpoolController
 
-    letter = {"float32": "s", "float64": "d"}[real]
+    letter = {4: "s", 8: "d"}[dtype.itemsize]
     for found in ThreadpoolController().select(internal_api="openblas").lib_controllers:
         for name in GEMM:
             function = getattr(found.dynlib, name.format(letter), None)
@@ -79,7 +79,7 @@ def run_loop(name: str, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
     arguments : tuple
         NumPy arrays, each in one piece, and NumPy scalars of the types that the function takes.
     """
-    loops = library(dtype.name)
+    loops = library(dtype)
     assert loops is not None
     values = [
         ctypes.c_void_p(a.__array_interface__["data"][0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npgait.backend import REALS, array_module
+from npgait.backend import array_module
 from npgait.kernels.loops import gemm, library, run_loop
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
@@ -19,7 +19,7 @@ PAYS = 0.6  # share of the tiles that has to be of use, from which on they are f
 
 def multiply(x: np.ndarray) -> bool:
     """Return whether these products can be had for arrays like x."""
-    return array_module(x) is np and x.dtype.name in REALS and gemm(x.dtype.name) is not None
+    return array_module(x) is np and gemm(x.dtype) is not None
 
 
 def patches_times(
@@ -27,7 +27,7 @@ def patches_times(
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be columns of a larger matrix."""
     columns = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
-    product = gemm(x.dtype.name), np.int64(len(x)), _some(memory, geometry), *columns
+    product = gemm(x.dtype), np.int64(len(x)), _some(memory, geometry), *columns
     _run("patches_times", x, W, out, memory, *product, *geometry)
 
 
@@ -35,7 +35,7 @@ def times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (u, k k C) with d^T x_p, summed over positions and samples."""
-    product = gemm(x.dtype.name), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
+    product = gemm(x.dtype), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
     _run("times_patches", x, d, out, memory, *product, *geometry)
 
 
@@ -43,7 +43,7 @@ def add_products(
     d: np.ndarray, M: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill images `out` with the sums of the patches d M that cover their pixels."""
-    product = gemm(d.dtype.name), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
+    product = gemm(d.dtype), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
     _run("add_products", d, M, out, memory, *product, *geometry)
 
 
@@ -63,7 +63,7 @@ def _run(name: str, first: np.ndarray, *arguments: Any) -> None:
 
 def narrow_memory(dtype: np.dtype, u: int, geometry: Geometry) -> int:
     """Return how many values of memory the products in tiles take; 0 where they do not pay."""
-    width, tall = _tile(dtype.name)
+    width, tall = _tile(dtype)
     _, _, channels, k, s, _, _, rows, columns = geometry
     if not 0 < u <= width or k * channels < tall:
         return 0
@@ -79,7 +79,7 @@ def patches_times_narrow(
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W."""
     u = W.shape[1]
-    wide = np.zeros((len(W), _tile(x.dtype.name)[0]), x.dtype)
+    wide = np.zeros((len(W), _tile(x.dtype)[0]), x.dtype)
     wide[:, :u] = W
     _run("patches_times_narrow", x, wide, out, memory, np.int64(len(x)), u, *geometry)
 
@@ -91,9 +91,9 @@ def narrow_times_patches(
     _run("narrow_times_patches", x, d, out, memory, np.int64(len(x)), d.shape[-1], *geometry)
 
 
-def _tile(real: str) -> tuple[int, int]:
+def _tile(dtype: np.dtype) -> tuple[int, int]:
     """Return how many columns of W and how many positions a tile holds; (0, 0): there are no tiles."""
-    loops = library(real)
+    loops = library(dtype)
     return (loops.tile_width(), loops.tile_rows()) if loops is not None else (0, 0)
 
 
