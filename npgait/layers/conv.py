@@ -247,12 +247,12 @@ class Conv2D:
         n_out = self.W.shape[1]
         return with_auxiliary(array_module(x).ascontiguousarray(dW), n_out), with_auxiliary(db, n_out)
 
-    # --- a slice of the batch at a time ----------------------------------------------------
+    # --- a slice of the batch at a time -------------------------------------------------------------
 
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
         x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
-        sum_of_products = product_adder(M, self.window)
+        sum_of_products = product_adder(M.astype(d.dtype, copy=False), self.window)
 
         def spread(part: slice) -> None:
             sum_of_products(d[part], x[part])

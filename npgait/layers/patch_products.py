@@ -32,11 +32,11 @@ def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
     Raises
     ------
     ValueError
-        If a shape is another.
+        If a shape is another, or `out` does not lie in one piece.
     """
     _check("x", x, (len(x), window.height, window.width, window.channels))
-    _check("out", out, (len(x), *window.positions, W.shape[1]))
-    if not (multiplied_in_loops(x, W, out) and out.flags.c_contiguous):
+    _check("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
+    if not multiplied_in_loops(x, W, out):
         tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
         return
     x, where = np.ascontiguousarray(x), geometry(window)
@@ -97,8 +97,12 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
         M = np.ascontiguousarray(M)
 
         def by_loops(d: Array, out: Array) -> None:
-            d = np.ascontiguousarray(d, dtype=M.dtype)
-            _check("d", d, (len(out), *window.positions, len(M)))
+            if not multiplied_in_loops(M, d, out):
+                raise TypeError(f"d is {d.dtype} and out {out.dtype}; expected {M.dtype}")
+            d = np.ascontiguousarray(d)
+            _check("d", d, (len(d), *window.positions, len(M)))
+            shape = (len(d), window.height, window.width, window.channels)
+            _check("out", out, shape, in_one_piece=True)
             patch_loops.add_products(d, M, out, _some(d, window), geometry(window))
 
         return by_loops
@@ -121,9 +125,12 @@ def multiplied_in_loops(*arrays: Array) -> bool:
     return patch_loops.multiply(arrays[0]) and len({a.dtype for a in arrays}) == 1
 
 
-def _check(name: str, x: Array, shape: tuple[int, ...]) -> None:
+def _check(name: str, x: Array, shape: tuple[int, ...], *, in_one_piece: bool = False) -> None:
+    """Raise a ValueError where an array is not what loops, which do not look, take it for."""
     if x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}; expected {shape}")
+    if in_one_piece and not x.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {x.strides}; expected an array in one piece")
 
 
 def _some(x: Array, window: Window) -> Array:
