@@ -21,13 +21,14 @@ from npgait.cli.bench import choose, measure
 from npgait.cli.table import format_table
 
 TESTS = Path(__file__).parents[1] / "tests" / "gpu"
-LIMIT = 520.0  # seconds: what does not fit is left out, and said
+LIMIT = 470.0  # seconds, after which no case is begun: what does not fit is left out, and said
 FASTER = {"ortho_decoupled": True, "ortho_strength": 0.25, "implicit_auxiliary": True}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("mnist-gait-4l", {}),
     ("cifar10-shallow-gait", {}),
     ("cifar10-gait", {}),
     ("imagenet-gait", {}),
+    ("imagenet-gait-stored", {}),
     ("imagenet-gait", FASTER),
 ]
 BATCHES = (256, 1024, 4096)

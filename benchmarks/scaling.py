@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--out docs/scaling.svg]
 
-Networks 784 -> depth x width -> 10 in float32; GAIT-prop and TP with the published regulariser. Dashed:
-what the operations of the step take at the rate of this machine's matrix products.
+Networks 784 -> depth x width -> 10 in float32; TP, ITP and GAIT-prop with the published regulariser.
+Dashed: what the operations of the step take at the rate of this machine's matrix products.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from npgait import models
 from npgait.backend import CPU
 from npgait.cli.threads import keep_memory
+from npgait.config import INVERTING
 from npgait.costs import step_cost
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
 from npgait.replay import Stepper
-from npgait.rules import bind, draw_feedback
+from npgait.rules import NAMES, bind, draw_feedback
 from npgait.timing import inverse_reports, product_rate, time_steps
 from npgait.training import Recipe
 
-RULES = ("bp", "fa", "dfa", "tp", "gait")
 BASE = {"width": 1024, "depth": 4, "batch": 256}
 SWEEPS = {
     "width": (128, 256, 512, 1024, 2048),
@@ -35,9 +35,9 @@ SWEEPS = {
 }
 
 
-def step_time(rule: str, width: int, depth: int, batch: int, rate: float) -> tuple[float, float]:
-    """Return the median seconds of a step, and the seconds its operations take at `rate`."""
-    inverts = rule in ("tp", "gait")
+def step_time(rule: str, width: int, depth: int, batch: int) -> tuple[float, float]:
+    """Return the median seconds of a step, and of its operations at the rate of that moment."""
+    inverts = rule in INVERTING
     network = models.square(784, 10, width=width, depth=depth, auxiliary=inverts)
     network.feedback = draw_feedback(rule, network, np.random.default_rng(0))
     recipe = Recipe(
@@ -50,7 +50,9 @@ def step_time(rule: str, width: int, depth: int, batch: int, rate: float) -> tup
     x = rng.standard_normal((batch, 784)).astype(np.float32), rng.integers(0, 10, batch)
     stepper = Stepper(network, recipe)
     time_steps(stepper, x, steps=2)
+    before = product_rate(CPU, network.dtype, repeats=2)
     times = time_steps(stepper, x, steps=7)
+    rate = (before + product_rate(CPU, network.dtype, repeats=2)) / 2
     cost = step_cost(network, recipe, batch, inverse_reports(network, recipe, x))
     return median(times[True] or times[False]), cost.operations / rate
 
@@ -61,12 +63,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/scaling.svg"))
     options = parser.parse_args()
     keep_memory()
-    rate = product_rate(CPU, np.dtype(np.float32))
-    print(f"products: {rate / 1e9:.0f} GFLOP/s")
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
     for axis, (name, values) in zip(axes, SWEEPS.items(), strict=True):
-        for number, rule in enumerate(RULES):
-            points = [step_time(rule, **{**BASE, name: value}, rate=rate) for value in values]
+        for number, rule in enumerate(NAMES):
+            points = [step_time(rule, **{**BASE, name: value}) for value in values]
             measured, floor = (1e3 * np.array(column) for column in zip(*points, strict=True))
             axis.loglog(values, measured, "o-", color=f"C{number}", label=rule)
             axis.loglog(values, floor, "--", color=f"C{number}", linewidth=1)
