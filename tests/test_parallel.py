@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from npgait.parallel import LARGE, MOST_KEPT, by_sample, in_threads, scratch, zero_padded
+from npgait.parallel import (
+    LARGE,
+    MOST_KEPT,
+    WORTH_THREADS,
+    by_sample,
+    in_threads,
+    scratch,
+    stretches,
+    zero_padded,
+)
 
 SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
 
@@ -29,6 +39,41 @@ def test_blas_has_its_threads_back_when_slices_fail():
     with pytest.raises(ZeroDivisionError):
         in_threads(fail, SLICES, np.zeros(30))
     assert [library["num_threads"] for library in threadpool_info()] == before
+
+
+def test_the_calling_thread_takes_parts_as_well():
+    def work(part):
+        time.sleep(0.002)
+        return threading.current_thread()
+
+    with threadpool_limits(2, user_api="blas"):
+        threads = in_threads(work, list(range(20)), np.zeros(1))
+    assert threading.current_thread() in threads
+    assert len(set(threads)) == 2
+
+
+def test_nothing_more_is_begun_once_a_part_has_failed():
+    begun = []
+
+    def work(part):
+        begun.append(part)
+        time.sleep(0.002)
+        if part == 3:
+            raise ZeroDivisionError
+
+    with threadpool_limits(2, user_api="blas"), pytest.raises(ZeroDivisionError):
+        in_threads(work, list(range(1000)), np.zeros(1))
+    assert 4 <= len(begun) < 20
+
+
+@pytest.mark.parametrize("shape", [(3, WORTH_THREADS), (WORTH_THREADS,), (7, 5), (0, 3), (1, 2)])
+def test_stretches_cover_an_array_once(shape):
+    x = np.zeros(shape, np.int8)
+    parts = stretches(x)
+    for part in parts:
+        x[part] += 1
+    assert (x == 1).all()
+    assert (len(parts) > 1) == (x.size >= WORTH_THREADS)
 
 
 def test_a_limit_that_a_user_sets_is_kept():
