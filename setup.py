@@ -61,8 +61,9 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "cuda12": ["cupy-cuda12x>=13"],
-        "cuda13": ["cupy-cuda13x>=13.6"],
+        # ctk: cuBLAS, NVRTC and their kin, for machines that have no more than NVIDIA's driver (CuPy 14).
+        "cuda12": ["cupy-cuda12x[ctk]>=13"],
+        "cuda13": ["cupy-cuda13x[ctk]>=13.6"],
         "devkit": ["scipy>=1.11"],
         "sklearn": ["scikit-learn>=1.6"],
         "onnx": ["onnx>=1.15", "onnxruntime>=1.17"],

@@ -7,6 +7,7 @@ line of code serves both.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ def _find_gpus() -> tuple[ModuleType | None, int, str]:
             return None, 0, f"CuPy cannot be imported ({_one_line(error)})"
         try:
             count = cupy.cuda.runtime.getDeviceCount()
+            if count:
+                importlib.import_module("cupy.cublas")
+        except ImportError as error:  # CuPy 14 finds its libraries when they are first used
+            why = (
+                f"CuPy finds no cuBLAS ({_one_line(error)}); pip install 'npgait[cuda12]' or '[cuda13]'"
+            )
+            return None, 0, f"{why} brings it, or install the CUDA toolkit"
         except Exception as error:
             return None, 0, f"CUDA finds no GPU ({_one_line(error)})"
     return cupy, count, "CUDA finds no GPU"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,19 @@ def test_asking_for_a_gpu_that_is_not_there_is_one_clear_line():
         select_device("gpu:99")
     assert "gpu:99" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_without_cublas_is_one_clear_line_and_auto_takes_the_cpu(monkeypatch):
+    """CuPy 14 without the CUDA libraries: it imports, counts GPUs, and fails at the first product."""
+    cupy = types.ModuleType("cupy")
+    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
+    cupy.ndarray = type("ndarray", (), {})
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cublas", None)
+    with pytest.raises(DeviceError, match="finds no cuBLAS.*pip install") as caught:
+        select_device("gpu")
+    assert "\n" not in str(caught.value)
+    assert select_device("auto") is CPU
 
 
 @pytest.mark.parametrize("spec", ["tpu", "gpu:x", "gpu:-1", "cuda", "", "cpu:0"])
