@@ -61,7 +61,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        # ctk: cuBLAS, NVRTC and their kin, for machines that have no more than NVIDIA's driver (CuPy 14).
+        # ctk: cuBLAS, NVRTC and their kin, for machines with no more than NVIDIA's driver (CuPy 14).
         "cuda12": ["cupy-cuda12x[ctk]>=13"],
         "cuda13": ["cupy-cuda13x[ctk]>=13.6"],
         "devkit": ["scipy>=1.11"],

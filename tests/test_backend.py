@@ -35,7 +35,7 @@ def test_a_gpu_without_cublas_is_one_clear_line_and_auto_takes_the_cpu(monkeypat
     cupy.ndarray = type("ndarray", (), {})
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cublas", None)
-    with pytest.raises(DeviceError, match="finds no cuBLAS.*pip install") as caught:
+    with pytest.raises(DeviceError, match=r"finds no cuBLAS.*pip install") as caught:
         select_device("gpu")
     assert "\n" not in str(caught.value)
     assert select_device("auto") is CPU
