@@ -53,7 +53,7 @@ def times_derivative(a: Array, e: Array, slope: float, power: int) -> Array:
     """Return f'(a)^power * e."""
     _check_shapes(a=a.shape, e=e.shape)
     out = array_module(a).empty_like(e)
-    factor = _real(a, slope) ** power
+    factor = _real(a, _real(a, slope) ** power)  # a power of NumPy 1 is of double precision
     _elementwise("times_derivative", a, lambda part, n: (a[part], e[part], out[part], n, factor))
     return out
 
