@@ -19,7 +19,7 @@ def loops(real: str, c_type: str) -> Extension:
         f"npgait.kernels._loops_{real}",
         ["npgait/kernels/loops.c", "npgait/kernels/narrow.c"],
         define_macros=[("REAL", c_type)],
-        depends=["npgait/kernels/equations.h"],
+        depends=["npgait/kernels/equations.h", "npgait/kernels/loops.h"],
         extra_compile_args=FLAGS,
         optional=True,
     )

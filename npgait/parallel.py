@@ -87,7 +87,7 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
         return equation(x, *others)
     result = np.empty_like(x)
     size = max(1, len(x) * STRETCH // x.size)
-    for part in (slice(i, i + size) for i in range(0, len(x), size)):
+    for part in slices(len(x), size):
         result[part] = equation(x[part], *(o[part] if isinstance(o, np.ndarray) else o for o in others))
     return result
 
@@ -96,8 +96,12 @@ def stretches(x: Array) -> list[slice]:
     """Return the stretches of the leading axis that threads share; one, where x is small."""
     if array_module(x) is not np or x.size < WORTH_THREADS:
         return [slice(None)]
-    size = -(-len(x) // PARTS)
-    return [slice(i, i + size) for i in range(0, len(x), size)]
+    return slices(len(x), -(-len(x) // PARTS))
+
+
+def slices(n: int, size: int) -> list[slice]:
+    """Return the slices of n things, `size` at a time."""
+    return [slice(first, first + size) for first in range(0, n, size)]
 
 
 _local = threading.local()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgait import kernels, models
@@ -77,7 +77,7 @@ def tolerance(dtype):
     return 8 * np.finfo(dtype).eps
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 11),
     width=st.integers(1, 11),

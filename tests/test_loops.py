@@ -18,7 +18,7 @@ from npgait.data import Scaling
 from npgait.kernels import loops as compiled
 from npgait.kernels import patch_loops
 from npgait.layers.patch_products import patches_times, patches_transposed_times, product_adder
-from npgait.layers.patches import Window, add_patches, cut_patches
+from npgait.layers.patches import Window, add_patches, cut_patches, geometry
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
 from npgait.rules import bind
@@ -145,9 +145,7 @@ def check_products(window, u, real, seed):
 
 def tiles(window, u, real="float32"):
     """Memory that tiles take for a convolution; 0 where they are not for it."""
-    (top, _), (left, _) = window.pads
-    sizes = (window.height, window.width, window.channels, window.kernel, window.stride, top, left)
-    return patch_loops.narrow_memory(np.dtype(real), u, (*sizes, *window.positions))
+    return patch_loops.narrow_memory(np.dtype(real), u, geometry(window))
 
 
 @settings(max_examples=200)
@@ -223,6 +221,28 @@ def test_kernels_refuse_arrays_of_other_shapes(rng, monkeypatch):
         f.difference(a, a, np.ones((3, 1)))
     with pytest.raises(ValueError, match="equal shapes"):
         Adam(0.1).step([a], [short])
+
+
+def test_patches_of_another_size_are_refused(rng, loops):
+    window = Window(8, 8, 2, 3)
+    with pytest.raises(ValueError, match="x has shape"):
+        cut_patches(rng.standard_normal((2, 8, 7, 2)), window)
+    with pytest.raises(ValueError, match="patches has shape"):
+        add_patches(rng.standard_normal((64, 17)), window)
+
+
+@needs_loops
+def test_bytes_of_other_channels_are_refused(rng):
+    x = rng.integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    for shift, scale in ((np.ones(3), np.ones(3)), (np.ones(1), np.ones(4))):
+        with pytest.raises(ValueError, match="equal shapes"):
+            kernels.normalise(x, shift, scale, np.dtype(float))
+
+
+@needs_loops
+def test_a_single_row_is_never_divided_among_threads(rng, monkeypatch):
+    a, b = rng.standard_normal((2, 1 << 20))
+    np.testing.assert_array_equal(*both(monkeypatch, lambda: LeakyReLU().biased(a.copy(), b)))
 
 
 @pytest.mark.parametrize("rule", ["bp", "tp", "gait"])

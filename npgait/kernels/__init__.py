@@ -45,7 +45,8 @@ def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) 
     _check_shapes(a=a.shape, out=y.shape)
     _check_shapes(a=a.shape[-1:], b=b.shape)
     u, real = np.int32(a.shape[-1]), _real(a, slope)
-    _elementwise("bias_activation", a, lambda part, n: (a[part], b, y[part], n, u, real))
+    rows, y_rows = a.reshape(-1, a.shape[-1]), y.reshape(-1, a.shape[-1])  # which no stretch divides
+    _elementwise("bias_activation", rows, lambda part, n: (rows[part], b, y_rows[part], n, u, real))
     return y
 
 
@@ -100,6 +101,9 @@ def adam(p: Array, g: Array, m: Array, v: Array, clock: Array, beta1: float, bet
 
 def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
     """Return (x - shift) * scale of bytes x (..., channels): shift and scale one value a channel."""
+    _check_shapes(shift=shift.shape, scale=scale.shape)
+    if shift.size > 1:
+        _check_shapes(channels=x.shape[-1:], shift=shift.shape)
     out = array_module(x).empty(x.shape, dtype)
     channels = np.int32(shift.size)
     _elementwise("normalise", out, lambda part, n: (x[part], shift, scale, out[part], n, channels))

@@ -12,16 +12,12 @@
 #define LOOP void
 #endif
 #if defined(_MSC_VER)
-#define EXPORT __declspec(dllexport)
 #define restrict __restrict
-#else
-#define EXPORT
 #endif
 #define EQUATION static inline
 
 #include "equations.h"
-
-typedef long long int64;
+#include "loops.h"
 
 #define SOME 512  // values that are looked at together
 
@@ -45,7 +41,7 @@ EXPORT LOOP difference(const REAL* restrict y, const REAL* restrict v, const REA
                        REAL* restrict d, int64 n, int64 per_sample, REAL slope) {
     for (int64 first = 0; first < n; first += per_sample)
         for (int64 t = first, end; t < first + per_sample; t = end) {
-            end = t + SOME < first + per_sample ? t + SOME : first + per_sample;
+            end = least(t + SOME, first + per_sample);
             REAL size = s[first / per_sample];
             int crossed = 0;
             for (int64 i = t; i < end; ++i) {
@@ -78,8 +74,6 @@ EXPORT LOOP normalise(const unsigned char* restrict x, const REAL* restrict shif
 
 // --- patches -------------------------------------------------------------------------------------------
 
-// Where a kernel stands on an image; see Window in layers/patches.py.
-#define WINDOW int height, int width, int channels, int k, int s, int top, int left, int rows, int columns
 #define THE_WINDOW height, width, channels, k, s, top, left, rows, columns
 #define PATCH ((int64)k * k * channels)
 #define IMAGE ((int64)height * width * channels)
@@ -154,16 +148,13 @@ typedef void (*Gemm)(int order, int transA, int transB, int64 m, int64 n, int64 
                      int64 lda, const REAL* B, int64 ldb, REAL beta, REAL* C, int64 ldc);
 enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
 
-#define FOR_SOME(t, last)                                    \
-    for (int t = 0, last; t < positions; t = last)           \
-        if (last = t + some < positions ? t + some : positions, 1)
-
 // a = x_p W: W (k k channels, u) of rows `ldw` apart.
 EXPORT void patches_times(const REAL* restrict x, const REAL* restrict W, REAL* restrict a,
                           REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, int ldw, WINDOW) {
     int positions = rows * columns;
     for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        FOR_SOME(t, last) {
+        for (int t = 0; t < positions; t += some) {
+            int last = (int)least(t + some, positions);
             cut_some(x, memory, t, last, THE_WINDOW);
             gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, u, PATCH, 1, memory, PATCH, W, ldw, 0,
                  a + (b * positions + t) * u, u);
@@ -176,7 +167,8 @@ EXPORT void times_patches(const REAL* restrict x, const REAL* restrict d, REAL* 
     int positions = rows * columns;
     memset(P, 0, u * PATCH * sizeof(REAL));
     for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        FOR_SOME(t, last) {
+        for (int t = 0; t < positions; t += some) {
+            int last = (int)least(t + some, positions);
             cut_some(x, memory, t, last, THE_WINDOW);
             gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - t, 1, d + (b * positions + t) * u, u, memory,
                  PATCH, 1, P, PATCH);
@@ -189,7 +181,8 @@ EXPORT void add_products(const REAL* restrict d, const REAL* restrict M, REAL* r
     int positions = rows * columns;
     memset(x, 0, samples * IMAGE * sizeof(REAL));
     for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        FOR_SOME(t, last) {
+        for (int t = 0; t < positions; t += some) {
+            int last = (int)least(t + some, positions);
             gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, PATCH, u, 1, d + (b * positions + t) * u, u, M, PATCH, 0,
                  memory, PATCH);
             add_some(memory, x, t, last, THE_WINDOW);

@@ -1,6 +1,7 @@
 """The compiled loops of *.c for NumPy arrays, where a C compiler was there when npgait was installed.
 
-Nothing needs them: without them NumPy computes the same, to the bit, in several passes over memory.
+Nothing needs them: without them NumPy computes the same in several passes over memory, elementwise to
+the bit, sums and products up to rounding.
 """
 
 from __future__ import annotations

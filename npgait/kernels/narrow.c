@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-typedef long long int64;
+#include "loops.h"
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
 #define VECTORS 2
@@ -20,14 +20,8 @@ typedef REAL Vector __attribute__((vector_size(64), aligned(sizeof(REAL))));
 #define VECTORS 0
 #define LANES 0
 #endif
-#if defined(_MSC_VER)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT
-#endif
 #define ROWS 14
 #define WIDE (VECTORS * LANES)
-#define WINDOW int height, int width, int channels, int k, int s, int top, int left, int rows, int columns
 
 // Returns how many channels a tile is wide; 0 where this processor has no use for tiles.
 EXPORT int tile_width(void) {
@@ -72,7 +66,7 @@ TILE times_image(const REAL* x, int64 step, int64 pitch, int rows, int columns, 
 // Copies one image into the middle of zeros, of which `high` rows of `pitch` values are filled.
 static void pad(const REAL* x, REAL* padded, int high, int64 pitch, int height, int width, int channels, int top,
                 int left) {
-    int64 wide = pitch / channels - left < width ? pitch / channels - left : width;
+    int64 wide = least(pitch / channels - left, width);
     memset(padded, 0, high * pitch * sizeof(REAL));
     for (int h = 0; h < height && h + top < high; ++h)
         memcpy(padded + (h + top) * pitch + left * channels, x + (int64)h * width * channels,

@@ -26,7 +26,7 @@ from npgait.layers.patch_products import (
     product_adder,
 )
 from npgait.layers.patches import Window, count_patches
-from npgait.parallel import in_threads
+from npgait.parallel import in_threads, slices
 from npgait.products import column_sums
 
 _LU = InverseSolver(method="lu")
@@ -267,9 +267,8 @@ class Conv2D:
 
         On the CPU also enough of them to share out, unless that leaves a slice too little work.
         """
-        if multiplied_in_loops(batch):
-            size = max(1, -(-len(batch) // SHARES))
-            return [slice(first, first + size) for first in range(0, len(batch), size)]
+        if multiplied_in_loops(batch, self.W):
+            return slices(len(batch), max(1, -(-len(batch) // SHARES)))
         rows, columns = self.window.positions
         sample_bytes = rows * columns * values * batch.dtype.itemsize
         on_cpu = array_module(batch) is np
@@ -277,4 +276,4 @@ class Conv2D:
         if on_cpu:
             worth = -(-SLICE_OPERATIONS // (2 * rows * columns * self.W.shape[0] * self.used))
             size = min(size, max(-(-len(batch) // 8), worth))
-        return [slice(first, first + size) for first in range(0, len(batch), size)]
+        return slices(len(batch), size)

@@ -12,7 +12,7 @@ import numpy as np
 
 from npgait.backend import Array, array_module
 from npgait.kernels import patch_loops
-from npgait.layers.patches import Window, add_patches, cut_patches, geometry
+from npgait.layers.patches import Window, add_patches, check_array, cut_patches, geometry
 from npgait.parallel import scratch, zero_padded
 from npgait.products import summed_product, tall_product
 
@@ -34,8 +34,8 @@ def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
     ValueError
         If a shape is another, or `out` does not lie in one piece.
     """
-    _check("x", x, (len(x), window.height, window.width, window.channels))
-    _check("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
+    check_array("x", x, (len(x), window.height, window.width, window.channels))
+    check_array("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
     if not multiplied_in_loops(x, W, out):
         tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
         return
@@ -66,8 +66,8 @@ def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
         If a shape is another.
     """
     u = d.shape[-1]
-    _check("x", x, (len(x), window.height, window.width, window.channels))
-    _check("d", d, (len(x), *window.positions, u))
+    check_array("x", x, (len(x), window.height, window.width, window.channels))
+    check_array("d", d, (len(x), *window.positions, u))
     if not multiplied_in_loops(x, d):  # (d^T x_p)^T: of the two, the faster
         return summed_product(d.reshape(-1, u), _patches(x, window)).T
     x, d, where = np.ascontiguousarray(x), np.ascontiguousarray(d), geometry(window)
@@ -100,9 +100,9 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
             if not multiplied_in_loops(M, d, out):
                 raise TypeError(f"d is {d.dtype} and out {out.dtype}; expected {M.dtype}")
             d = np.ascontiguousarray(d)
-            _check("d", d, (len(d), *window.positions, len(M)))
+            check_array("d", d, (len(d), *window.positions, len(M)))
             shape = (len(d), window.height, window.width, window.channels)
-            _check("out", out, shape, in_one_piece=True)
+            check_array("out", out, shape, in_one_piece=True)
             patch_loops.add_products(d, M, out, _some(d, window), geometry(window))
 
         return by_loops
@@ -123,14 +123,6 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
 def multiplied_in_loops(*arrays: Array) -> bool:
     """Return whether patches of such arrays are multiplied a few at a time."""
     return patch_loops.multiply(arrays[0]) and len({a.dtype for a in arrays}) == 1
-
-
-def _check(name: str, x: Array, shape: tuple[int, ...], *, in_one_piece: bool = False) -> None:
-    """Raise a ValueError where an array is not what loops, which do not look, take it for."""
-    if x.shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}; expected {shape}")
-    if in_one_piece and not x.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {x.strides}; expected an array in one piece")
 
 
 def _some(x: Array, window: Window) -> Array:

@@ -103,6 +103,7 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     -------
     array (B*H'*W', k*k*C), in (row, column, channel) order
     """
+    check_array("x", x, (len(x), window.height, window.width, window.channels))
     xp = array_module(x)
     rows, columns = window.positions
     k, s = window.kernel, window.stride
@@ -144,6 +145,7 @@ def add_patches(patches: Array, window: Window) -> Array:
     xp = array_module(patches)
     rows, columns = window.positions
     n = len(patches) // (rows * columns)
+    check_array("patches", patches, (n * rows * columns, window.patch_size))
     k, s, c = window.kernel, window.stride, window.channels
     if kernels.apply_to(patches):
         x = xp.empty((n, window.height, window.width, c), patches.dtype)
@@ -159,6 +161,14 @@ def add_patches(patches: Array, window: Window) -> Array:
         for j in range(k):
             x[:, i : i + s * rows : s, j : j + s * columns : s] += values[:, :, :, i, j]
     return x[:, top : top + window.height, left : left + window.width]
+
+
+def check_array(name: str, x: Array, shape: tuple[int, ...], *, in_one_piece: bool = False) -> None:
+    """Raise a ValueError where an array is not what kernels, which do not look, take it for."""
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}; expected {shape}")
+    if in_one_piece and not x.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {x.strides}; expected an array in one piece")
 
 
 def geometry(window: Window) -> tuple[int, ...]:
