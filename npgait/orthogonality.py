@@ -7,60 +7,49 @@ implicit W is tall, and W^T W stands for W W^T: both penalties are equal where b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from npgait import kernels
 from npgait.backend import Array, array_module, symmetric_product
+from npgait.blas import gemm, lower_products
 from npgait.parallel import in_threads
-
-BLOCK = 256  # rows of W W^T that a thread makes at a time
 
 
 def gram(W: Array) -> Array:
     """Return G = W W^T (n, n) of a square W, or G = W^T W (m, m) of a W with n > m."""
-    rows = W if W.shape[0] <= W.shape[1] else W.T
-    if array_module(W) is np:
-        return _symmetric_products([rows])[0]
-    G = symmetric_product(array_module(W).ascontiguousarray(rows))
-    kernels.mirror(G)
-    return G
+    return _symmetric_products([_rows(W)])[0]
 
 
 def grams(weights: Sequence[Array | None]) -> list[Array | None]:
     """Return W W^T of each W (None of None)."""
-    present = [W for W in weights if W is not None]
-    if present and array_module(present[0]) is np:
-        made = iter(_symmetric_products([W if W.shape[0] <= W.shape[1] else W.T for W in present]))
-    else:
-        made = iter([gram(W) for W in present])
+    made = iter(_symmetric_products([_rows(W) for W in weights if W is not None]))
     return [None if W is None else next(made) for W in weights]
 
 
-def _symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the product of each matrix with its transpose, half of it mirrored from the other half.
+def _rows(W: Array) -> Array:
+    """Return W, or W^T where that has fewer rows."""
+    return W if W.shape[0] <= W.shape[1] else W.T
 
-    A thread takes some rows of one at a time. NumPy halves a product with a transpose by itself, at half
-    of the rate of a product of two matrices: only the blocks on the diagonal are made by that.
-    """
-    products = [np.empty((len(rows), len(rows)), rows.dtype) for rows in matrices]
 
-    def work(part: tuple[np.ndarray, np.ndarray, int]) -> None:
-        rows, G, first = part
-        here, before = slice(first, first + BLOCK), slice(0, first)
-        np.matmul(rows[here], rows[here].T, out=G[here, here])
-        if first:
-            np.matmul(rows[here], rows[before].T, out=G[here, before])
-            G[before, here] = G[here, before].T
-
-    parts = [(r, G, i) for r, G in zip(matrices, products, strict=True) for i in range(0, len(r), BLOCK)]
-    parts.sort(key=lambda part: -part[2] * part[0].shape[1])  # the longest first
-    in_threads(work, parts, matrices[0])
+def _symmetric_products(matrices: Sequence[Array]) -> list[Array]:
+    """Return the product of each matrix with its transpose: half of it is multiplied, half copied."""
+    if not matrices:
+        return []
+    xp = array_module(matrices[0])
+    if xp is np:
+        products = lower_products(matrices)
+    else:
+        products = [symmetric_product(xp.ascontiguousarray(A)) for A in matrices]
+    in_threads(kernels.mirror, products, matrices[0])
     return products
 
 
-def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
+def orthonormal_gradient(
+    W: Array, G: Array, strength: float = 1.0, *, add_to: Array | None = None, overwrite: bool = False
+) -> Array:
     """Return 4 strength (W W^T - I) W, the gradient of ||W W^T - I||_F^2 (2023 paper).
 
     Parameters
@@ -70,21 +59,27 @@ def orthonormal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite
         `gram(W)`.
     strength : float
         lambda.
+    add_to : array, shape of W, optional
+        What the gradient is added to, in place, and returned.
     overwrite : bool
         Whether G may be overwritten, which saves an array of its size.
     """
-    return _times(_minus_diagonal(G, 1, 4 * strength, overwrite), W)
+    return _times(4 * strength, _minus_diagonal(G, 1, overwrite), W, add_to)
 
 
-def orthogonal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
+def orthogonal_gradient(
+    W: Array, G: Array, strength: float = 1.0, *, add_to: Array | None = None, overwrite: bool = False
+) -> Array:
     """Return 4 strength offdiag(W W^T) W, of the off-diagonal part of ||W W^T||_F^2 (2020).
 
     Parameters: see `orthonormal_gradient`.
     """
-    return _times(_minus_diagonal(G, G.diagonal(), 4 * strength, overwrite), W)
+    return _times(4 * strength, _minus_diagonal(G, G.diagonal(), overwrite), W, add_to)
 
 
-def conformal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: bool = False) -> Array:
+def conformal_gradient(
+    W: Array, G: Array, strength: float = 1.0, *, add_to: Array | None = None, overwrite: bool = False
+) -> Array:
     """Return 4 strength (W W^T / c^2 - I) W, c^2 = trace(W W^T) / n: the size is left free.
 
     The gradient of ||W W^T / c^2 - I||_F^2 with c held, times c^2. With W W^T = c^2 I the inverse is
@@ -93,7 +88,7 @@ def conformal_gradient(W: Array, G: Array, strength: float = 1.0, *, overwrite: 
     Parameters: see `orthonormal_gradient`.
     """
     c2 = scale_of(G)
-    return _times(_minus_diagonal(G, c2, 4 * strength / c2, overwrite), W)
+    return _times(4 * strength / c2, _minus_diagonal(G, c2, overwrite), W, add_to)
 
 
 def scale_of(G: Array) -> Array:
@@ -101,17 +96,18 @@ def scale_of(G: Array) -> Array:
     return G.trace() / len(G)  # stays on the device
 
 
-def _times(difference: Array, W: Array) -> Array:
-    """Return the product with W, on the side that `gram` took."""
-    return difference @ W if len(difference) == len(W) else W @ difference
+def _times(factor: Array | float, D: Array, W: Array, add_to: Array | None) -> Array:
+    """Return factor D W, with W on the side that `gram` took, or what that is added to."""
+    A, B = (D, W) if len(D) == len(W) else (W, D)
+    return gemm(factor, A, B, add_to, beta=0 if add_to is None else 1)
 
 
-def _minus_diagonal(G: Array, diagonal: Array | float, factor: Array | float, overwrite: bool) -> Array:
-    """Return factor (G - diag(diagonal)), in the memory of G where that may be overwritten."""
-    on_diagonal = factor * (G.diagonal() - diagonal)
-    difference = array_module(G).multiply(G, factor, out=G if overwrite else None)
-    difference.reshape(-1)[:: len(G) + 1] = on_diagonal
-    return difference
+def _minus_diagonal(G: Array, diagonal: Array | float, overwrite: bool) -> Array:
+    """Return G - diag(diagonal), in the memory of G where that may be overwritten."""
+    on_diagonal = G.diagonal() - diagonal
+    D = G if overwrite else G.copy()
+    D.reshape(-1)[:: len(G) + 1] = on_diagonal
+    return D
 
 
 REGULARISERS = {
@@ -126,6 +122,19 @@ def residual(G: Array, c2: Array | float = 1.0) -> Array:
     R = G * (-1 / c2)
     R.reshape(-1)[:: len(R) + 1] += 1  # the diagonal
     return R
+
+
+@contextmanager
+def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
+    """Yield G - c^2 I = -c^2 R, in the memory of G, whose diagonal is put back afterwards."""
+    D = array_module(G).ascontiguousarray(G)
+    diagonal = D.reshape(-1)[:: len(G) + 1]  # a view
+    before = diagonal.copy()
+    diagonal -= c2
+    try:
+        yield D
+    finally:
+        diagonal[...] = before
 
 
 def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_iterations: int = 200) -> float:

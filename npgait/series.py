@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from npgait.backend import Array, array_module
-from npgait.orthogonality import residual, scale_of
+from npgait.blas import gemm
+from npgait.orthogonality import minus_scale, scale_of
 
 
 def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
@@ -23,52 +24,49 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
     c2 = float(scale_of(G))
     if not (c2 > 0 and np.isfinite(c2)):
         return None, 0
-    R = residual(G, c2)
-    tall = len(G) < len(W)  # then W^T comes last: R is of the other side
-    term = _first_term(d, W, 1 / c2, tall)
-    z = term
-    size = last = float(xp.linalg.norm(term))
-    limit = tolerance * size
-    before = last
-    bound = float(xp.linalg.norm(R))
-    for k in range(most + 1):
-        # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
-        # r; the factor between the last terms is a mean over directions, and thrice that is safe
-        # for all but a few of them.
-        r = bound if k == 0 else min(bound, 3 * last / before)
-        if not np.isfinite(last):
-            return None, k
-        if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
-            z = z @ W.T if tall else z
-            trusted = bound < 1 or relative_residual(z, d, W) <= 10 * tolerance
-            return (z, k) if trusted else (None, k)
-        if (k >= 1 and last >= 0.7 * before) or k == most:
-            return None, k
-        term = term @ R
-        z += term
-        before, last = last, float(xp.linalg.norm(term))
-    return None, most
+    z = term = _first_term(d, W, 1 / c2)
+    last = before = float(xp.linalg.norm(term))
+    limit = tolerance * last
+    with minus_scale(G, c2) as D:  # R = -D / c^2
+        bound = float(xp.linalg.norm(D)) / c2
+        for k in range(most + 1):
+            # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
+            # r; the factor between the last terms is a mean over directions, and thrice that is safe
+            # for all but a few of them.
+            r = bound if k == 0 else min(bound, 3 * last / before)
+            if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
+                break
+            if not np.isfinite(last) or (k >= 1 and last >= 0.7 * before) or k == most:
+                return None, k
+            term = gemm(-1 / c2, term, D)  # term R
+            z += term
+            before, last = last, float(xp.linalg.norm(term))
+    z = _last_factor(z, d, W)
+    trusted = bound < 1 or relative_residual(z, d, W) <= 10 * tolerance
+    return (z, k) if trusted else (None, k)
 
 
 def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
     """Return the sum of `series` after so many terms, whatever it is."""
     c2 = scale_of(G)
-    R = residual(G, c2)
-    tall = len(G) < len(W)
-    z = term = _first_term(d, W, 1 / c2, tall)
-    for _ in range(terms):
-        term = term @ R
-        z += term
-    return z @ W.T if tall else z
+    z = term = _first_term(d, W, 1 / c2)
+    with minus_scale(G, c2) as D:  # R = -D / c^2
+        for _ in range(terms):
+            term = gemm(-1 / c2, term, D)  # term R
+            z += term
+    return _last_factor(z, d, W)
 
 
-def _first_term(d: Array, W: Array, scale: Array | float, tall: bool) -> Array:
-    """Return d W^T / c^2, of a tall W d / c^2, as a new array."""
-    if tall:
-        return d * scale
-    term = d @ W[:, : d.shape[-1]].T
-    term *= scale
-    return term
+def _first_term(d: Array, W: Array, scale: Array | float) -> Array:
+    """Return d W^T / c^2, of a tall W d / c^2, for R is of the other side: (rows of d, n or m)."""
+    rows = d.reshape(-1, d.shape[-1])
+    return rows * scale if len(W) > W.shape[1] else gemm(scale, rows, W[:, : d.shape[-1]].T)
+
+
+def _last_factor(z: Array, d: Array, W: Array) -> Array:
+    """Return z, of a tall W z W^T, in the shape of d."""
+    z = z @ W.T if len(W) > W.shape[1] else z
+    return z.reshape(*d.shape[:-1], len(W))
 
 
 def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:

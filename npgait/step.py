@@ -159,6 +159,6 @@ def _gradients(
             dW *= share
             db *= share
         if G is not None:
-            dW += regulariser(layer.W, G, recipe.ortho_strength, overwrite=True)  # G's last use
+            regulariser(layer.W, G, recipe.ortho_strength, add_to=dW, overwrite=True)  # G's last use
         gradients += [dW, db]
     return gradients

@@ -76,4 +76,4 @@ def emulated(monkeypatch):
     monkeypatch.setattr(kernels, "run_loop", _run_loop)
     monkeypatch.setattr(kernels, "library", lambda dtype: object())
     monkeypatch.setattr(kernels, "SMALL", 0)
-    monkeypatch.setattr(patch_loops, "gemm", lambda dtype: None)
+    monkeypatch.setattr(patch_loops, "library", lambda dtype: None)

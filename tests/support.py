@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 
-from npgait import kernels
+from npgait import blas, kernels
 from npgait.activations import LeakyReLU, Linear
 from npgait.initialisation import orthogonal
 from npgait.kernels import patch_loops
@@ -93,12 +93,13 @@ class Foreign:
 
 
 def with_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let compiled loops, where there are any, do what they can, however little it is."""
+    """Let compiled loops and BLAS, where there are any, do what they can, however little it is."""
     monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(blas, "SMALL", 0)
 
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let NumPy compute what compiled loops would."""
+    """Let NumPy compute what compiled loops and calls of BLAS would."""
     monkeypatch.setattr(kernels, "library", lambda dtype: None)
     monkeypatch.setattr(patch_loops, "library", lambda dtype: None)
-    monkeypatch.setattr(patch_loops, "gemm", lambda dtype: None)
+    monkeypatch.setattr(blas, "function", lambda name, dtype: None)

@@ -98,6 +98,14 @@ def test_adam_is_numpys_to_the_bit(shapes, bias_correction, dtype, rng, monkeypa
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 33, 300])
+def test_the_lower_triangle_is_mirrored(n, dtype, rng, loops):
+    G = rng.standard_normal((n, n)).astype(dtype)
+    lower = np.tril(G)
+    kernels.mirror(G)
+    np.testing.assert_array_equal(G, lower + np.tril(lower, -1).T)
+
+
 @needs_loops
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_bytes_are_normalised_as_by_numpy_to_the_bit(channels, dtype, rng, monkeypatch):
@@ -266,8 +274,10 @@ def test_whole_steps_end_where_numpys_do(rule, rng, monkeypatch):
 def describe(**environment):
     code = """
 import numpy
+from npgait import blas
 from npgait.kernels import loops
-print(loops.in_use(), loops.gemm(numpy.dtype(float)) is not None)
+found = [find("gemm", numpy.dtype(float)) is not None for find in (blas.address, blas.function)]
+print(loops.in_use(), *found)
 """
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -280,13 +290,12 @@ print(loops.in_use(), loops.gemm(numpy.dtype(float)) is not None)
 
 
 def test_an_environment_variable_turns_loops_off():
-    assert describe(NPGAIT_LOOPS="numpy") == ["numpy", "False"]
+    assert describe(NPGAIT_LOOPS="numpy") == ["numpy", "False", "False"]
 
 
 @needs_loops
-def test_loops_find_the_product_that_numpy_uses(dtype, rng):
-    assert describe() == ["compiled", "True"]
-    assert compiled.gemm(dtype) not in (None, 0)
+def test_loops_find_the_product_that_numpy_uses():
+    assert describe() == ["compiled", "True", "True"]
 
 
 @needs_loops
@@ -316,7 +325,7 @@ def test_npgait_is_built_without_a_compiler(tmp_path):
 
 def test_the_names_of_kernels_and_loops_are_the_same():
     loops_c = (Path(kernels.__file__).parent / "loops.c").read_text(encoding="utf-8")
-    for name in ("bias_activation", "times_derivative", "difference", "adam", "normalise"):
+    for name in ("bias_activation", "times_derivative", "difference", "adam", "normalise", "mirror"):
         assert f" {name}(" in loops_c
         assert f" {name}(" in kernels.source("elementwise.cu")
     for name in ("cut_patches", "add_patches"):

@@ -18,6 +18,7 @@ from npgait.kernels.loops import library, run_loop
 from npgait.parallel import in_threads, stretches
 
 EQUATIONS = "equations.h"
+BLOCK = 256  # rows of a matrix that NumPy mirrors at a time
 SMALL = 1 << 15  # values, below which NumPy is as fast
 
 
@@ -111,7 +112,14 @@ def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
 
 
 def mirror(G: Array) -> None:
-    """Copy the lower triangle of G (n, n) to the upper one, in place; on a GPU."""
+    """Copy the lower triangle of G (n, n) to the upper one, in place."""
+    if array_module(G) is np and not apply_to(G):
+        for first in range(0, len(G), BLOCK):
+            here, before = slice(first, first + BLOCK), slice(0, first)
+            G[before, here] = G[here, before].T
+            corner = np.tril(G[here, here])
+            G[here, here] = corner + np.tril(corner, -1).T
+        return
     _launch("elementwise.cu", "mirror", G, G.size, G, np.int64(G.size), np.int32(len(G)))
 
 

@@ -72,6 +72,17 @@ EXPORT LOOP normalise(const unsigned char* restrict x, const REAL* restrict shif
             for (int c = 0; c < channels; ++c) out[t + c] = normalised(x[t + c], shift[c], scale[c]);
 }
 
+#define TILE 16  // rows and columns of a square that is mirrored at a time, so that it stays in the nearest cache
+
+EXPORT LOOP mirror(REAL* G, int64 n, int size) {
+    (void)n;
+    for (int64 top = 0; top < size; top += TILE)
+        for (int64 left = 0; left <= top; left += TILE)
+            for (int64 j = left; j < least(left + TILE, size); ++j)
+                for (int64 i = top > j ? top : j + 1; i < least(top + TILE, size); ++i)
+                    G[j * size + i] = G[i * size + j];
+}
+
 // --- patches -------------------------------------------------------------------------------------------
 
 #define THE_WINDOW height, width, channels, k, s, top, left, rows, columns

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ NUMBERS = {
     np.dtype(np.float64): ctypes.c_double,
     np.dtype(np.uint64): ctypes.c_void_p,  # the address of a function
 }
-# Names of a product in the builds of OpenBLAS: NumPy's own, its older ones, those of distributions.
-GEMM = ("scipy_cblas_{}gemm64_", "cblas_{}gemm64_", "scipy_cblas_{}gemm", "cblas_{}gemm")
 
 
 @functools.cache
@@ -46,26 +43,6 @@ def library(dtype: np.dtype) -> ctypes.CDLL | None:
 def in_use() -> str:
     """Return which loops work on NumPy arrays: "compiled" or "numpy"."""
     return "numpy" if library(np.dtype(np.float32)) is None else "compiled"
-
-
-@functools.cache
-def gemm(dtype: np.dtype) -> np.uint64 | None:
-    """Return the address of the matrix product (CBLAS gemm) that NumPy itself uses, for loops to call.
-
-    None where there are no loops, or NumPy's BLAS is another than OpenBLAS. Sizes are passed in 64 bits:
-    where a build takes 32, it reads the lower half of each.
-    """
-    if library(dtype) is None or sys.byteorder != "little":
-        return None
-    from threadpoolctl import ThreadpoolController
-
-    letter = {4: "s", 8: "d"}[dtype.itemsize]
-    for found in ThreadpoolController().select(internal_api="openblas").lib_controllers:
-        for name in GEMM:
-            function = getattr(found.dynlib, name.format(letter), None)
-            if function is not None:
-                return np.uint64(ctypes.cast(function, ctypes.c_void_p).value or 0)
-    return None
 
 
 def run_loop(name: str, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import array_module
-from npgait.kernels.loops import gemm, library, run_loop
+from npgait.blas import address
+from npgait.kernels.loops import library, run_loop
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
 PAYS = 0.6  # share of the tiles that has to be of use, from which on they are faster than BLAS
@@ -19,7 +20,8 @@ PAYS = 0.6  # share of the tiles that has to be of use, from which on they are f
 
 def multiply(x: np.ndarray) -> bool:
     """Return whether these products can be had for arrays like x."""
-    return array_module(x) is np and gemm(x.dtype) is not None
+    there = array_module(x) is np and library(x.dtype) is not None
+    return there and address("gemm", x.dtype) is not None
 
 
 def patches_times(
@@ -27,7 +29,7 @@ def patches_times(
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be columns of a larger matrix."""
     columns = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
-    product = gemm(x.dtype), np.int64(len(x)), _some(memory, geometry), *columns
+    product = address("gemm", x.dtype), np.int64(len(x)), _some(memory, geometry), *columns
     _run("patches_times", x, W, out, memory, *product, *geometry)
 
 
@@ -35,7 +37,7 @@ def times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (u, k k C) with d^T x_p, summed over positions and samples."""
-    product = gemm(x.dtype), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
+    product = address("gemm", x.dtype), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
     _run("times_patches", x, d, out, memory, *product, *geometry)
 
 
@@ -43,7 +45,7 @@ def add_products(
     d: np.ndarray, M: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill images `out` with the sums of the patches d M that cover their pixels."""
-    product = gemm(d.dtype), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
+    product = address("gemm", d.dtype), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
     _run("add_products", d, M, out, memory, *product, *geometry)
 
 

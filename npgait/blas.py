@@ -1,0 +1,186 @@
+"""What BLAS does in one call, and NumPy in several passes: alpha A B + beta C, and half of A A^T.
+
+NumPy's own OpenBLAS is called. Where NumPy was built with another BLAS, or NPGAIT_LOOPS=numpy is set,
+NumPy does it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+from npgait.kernels.loops import SWITCH
+from npgait.parallel import in_threads
+
+SMALL = 1 << 14  # values of a matrix, below which NumPy is as fast
+PATTERNS = {  # names in the builds of OpenBLAS, and their integers
+    "scipy_cblas_{}64_": ctypes.c_int64,  # NumPy's own,
+    "cblas_{}64_": ctypes.c_int64,  # its older ones,
+    "scipy_cblas_{}": ctypes.c_int,
+    "cblas_{}": ctypes.c_int,  # those of distributions
+}
+TYPES = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
+ROW_MAJOR, AS_IS, TRANSPOSED, LOWER = 101, 111, 112, 122  # of CBLAS
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def gemm(
+    alpha: Array | float, A: Array, B: Array, C: Array | None = None, *, beta: float = 0.0
+) -> Array:
+    """Return alpha A B + beta C, in the memory of C where that is given.
+
+    Parameters
+    ----------
+    alpha : float, or array () where A is
+    A : array (n, k)
+    B : array (k, m)
+    C : array (n, m), optional
+        Overwritten. With beta = 0 it may hold anything, NaN too.
+    beta : {0, 1}
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other.
+    """
+    xp = array_module(A)
+    shape = len(A), B.shape[1]
+    if A.shape[1] != len(B):
+        raise ValueError(f"A {A.shape} and B {B.shape} have no product; expected (n, k) and (k, m)")
+    if C is not None and C.shape != shape:
+        raise ValueError(f"C has shape {C.shape}; expected that of the product, {shape}")
+    if xp is np:
+        out = np.empty(shape, A.dtype) if C is None else C
+        if _by_blas(float(alpha), A, B, out, beta):
+            return out
+    P = xp.matmul(A, B, out=None if beta else C)
+    P *= P.dtype.type(alpha) if xp is np else alpha
+    if not beta or C is None:
+        return P
+    C += P
+    return C
+
+
+def syrk(A: np.ndarray, C: np.ndarray) -> None:
+    """Fill C (n, n) with A A^T, A (n, k): its lower triangle; what is above may be anything."""
+    call = function("syrk", A.dtype)
+    a, c = _layout(A), _layout(C)
+    if call is None or A.size < SMALL or a is None or c is None or c[0] != AS_IS:
+        np.matmul(A, A.T, out=C)
+        return
+    call(LOWER, a[0], *A.shape, 1.0, _address_of(A), a[1], 0.0, _address_of(C), c[1])
+
+
+def lower_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return A A^T (n, n) of each A (n, k): its lower triangle; what is above may be anything.
+
+    Threads share the parts of all of them: of each its two corners and the square between them.
+    """
+    products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
+    parts = []
+    for A, G in zip(matrices, products, strict=True):
+        n, half = len(A), len(A) // 2
+        first, second = slice(0, half), slice(half, n)
+        parts += [(A, G, second, first), (A, G, first, first), (A, G, second, second)]
+
+    def multiply(part: tuple[np.ndarray, np.ndarray, slice, slice]) -> None:
+        A, G, rows, columns = part
+        if rows == columns:
+            syrk(A[rows], G[rows, columns])
+        else:
+            gemm(1.0, A[rows], A[columns].T, G[rows, columns])
+
+    parts.sort(key=lambda part: -part[0].size * len(part[0]) * (1 + (part[2] != part[3])))
+    in_threads(multiply, parts, matrices[0])  # the longest first
+    return products
+
+
+# --- NumPy's BLAS ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def function(name: str, dtype: np.dtype) -> Any:
+    """Return a function of NumPy's own OpenBLAS for row-major matrices, or None.
+
+    Parameters
+    ----------
+    name : {"gemm", "syrk"}
+    dtype : numpy.dtype
+    """
+    found = _found(name, dtype)
+    if found is None:
+        return None
+    call, integer = found
+    kinds = {"i": ctypes.c_int, "n": integer, "r": TYPES[dtype][1], "p": ctypes.c_void_p}
+    call.argtypes = [kinds[letter] for letter in {"gemm": "iiinnnrpnpnrpn", "syrk": "iiinnrpnrpn"}[name]]
+    call.restype = None
+    return functools.partial(call, ROW_MAJOR)
+
+
+@functools.cache
+def address(name: str, dtype: np.dtype) -> np.uint64 | None:
+    """Return the address of a function of NumPy's own OpenBLAS for compiled loops to call, or None.
+
+    They pass sizes in 64 bits: where a build takes 32, it reads the lower half of each.
+    """
+    found = _found(name, dtype)
+    if found is None or sys.byteorder != "little":
+        return None
+    return np.uint64(ctypes.cast(found[0], ctypes.c_void_p).value or 0)
+
+
+def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
+    """Return a function of NumPy's own OpenBLAS and the type of its integers, or None."""
+    if os.environ.get(SWITCH) == "numpy" or dtype not in TYPES:
+        return None
+    from threadpoolctl import ThreadpoolController
+
+    for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+        for pattern, integer in PATTERNS.items():
+            got = getattr(library.dynlib, pattern.format(TYPES[dtype][0] + name), None)
+            if got is not None:
+                return got, integer
+    return None
+
+
+def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: float) -> bool:
+    """Do C <- alpha A B + beta C by BLAS and return True, or False where that is not for these."""
+    call = function("gemm", A.dtype)
+    if call is None or min(A.size, B.size, C.size) < SMALL or not A.dtype == B.dtype == C.dtype:
+        return False
+    a, b, c = _layout(A), _layout(B), _layout(C)
+    if a is None or b is None or c is None or np.may_share_memory(C, A) or np.may_share_memory(C, B):
+        return False
+    if c[0] == TRANSPOSED:  # C^T = B^T A^T
+        return _by_blas(alpha, B.T, A.T, C.T, beta)
+    sizes = len(A), B.shape[1], len(B)
+    call(
+        a[0], b[0], *sizes, alpha, _address_of(A), a[1], _address_of(B), b[1], beta, _address_of(C), c[1]
+    )
+    return True
+
+
+def _layout(A: np.ndarray) -> tuple[int, int] | None:
+    """Return AS_IS or TRANSPOSED, and how many values one row or column is from the next.
+
+    None where neither rows nor columns lie in one piece.
+    """
+    (n, m), (down, right), size = A.shape, A.strides, A.itemsize
+    if right == size and down >= m * size and down % size == 0:
+        return AS_IS, down // size
+    if down == size and right >= n * size and right % size == 0:
+        return TRANSPOSED, right // size
+    return None
+
+
+def _address_of(A: np.ndarray) -> int:
+    return A.__array_interface__["data"][0]

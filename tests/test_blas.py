@@ -1,0 +1,127 @@
+"""Calls of NumPy's own BLAS: the products that NumPy makes in several passes, wherever matrices lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgait import blas
+from npgait.blas import gemm, lower_products
+from tests.support import with_loops
+
+needs_openblas = pytest.mark.skipif(
+    blas.function("gemm", np.dtype(np.float32)) is None,
+    reason="NumPy's BLAS is not OpenBLAS, or NPGAIT_LOOPS=numpy is set",
+)
+LAYOUTS = ("rows", "columns", "rows of a larger", "columns of a larger", "every second", "backwards")
+
+
+def laid_out(values, layout):
+    """The same values in memory of another order; around them NaN that must not be touched."""
+    n, m = values.shape
+    if layout == "columns":
+        return np.asfortranarray(values)
+    if layout.endswith("larger"):
+        around = np.full((n + 3, m + 5), np.nan, values.dtype, "F" if layout[0] == "c" else "C")
+        inside = around[1 : n + 1, 2 : m + 2]
+    elif layout == "every second":
+        inside = np.full((n, 2 * m), np.nan, values.dtype)[:, ::2]
+    elif layout == "backwards":
+        inside = np.full((n, m), np.nan, values.dtype)[::-1]
+    else:
+        return values.copy()
+    inside[...] = values
+    return inside
+
+
+def untouched(C):
+    """How many values around a view are still NaN."""
+    return np.isnan(C.base).sum() if C.base is not None else 0
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 40)] * 3),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
+    alpha=st.sampled_from([1.0, -0.25, 3.0]),
+    beta=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_gemm_is_alpha_a_b_plus_beta_c_in_place(sizes, layouts, alpha, beta, seed, dtype, loops):
+    rng, (n, k, m) = np.random.default_rng(seed), sizes
+    A, B, C = (rng.standard_normal(shape).astype(dtype) for shape in ((n, k), (k, m), (n, m)))
+    exact = alpha * A.astype(float) @ B.astype(float) + beta * C
+    bound = (k + 3) * np.finfo(dtype).eps * (abs(alpha) * np.abs(A) @ np.abs(B) + beta * np.abs(C))
+    A, B, C = (laid_out(M, layout) for M, layout in zip((A, B, C), layouts, strict=True))
+    around = untouched(C)
+    got = gemm(alpha, A, B, C, beta=beta)
+    assert got is C
+    assert (np.abs(C - exact) <= bound).all()
+    assert untouched(C) == around
+    if not beta:
+        fresh = gemm(alpha, A, B)
+        assert fresh.dtype == dtype
+        assert (np.abs(fresh - exact) <= bound).all()
+
+
+def test_what_c_held_does_not_count_without_beta(dtype, loops):
+    A, C = np.eye(4, dtype=dtype), np.full((4, 4), np.nan, dtype)
+    np.testing.assert_array_equal(gemm(2, A, A, C), 2 * A)
+
+
+def test_c_may_be_one_of_the_factors(dtype, rng, loops):
+    A, B = rng.standard_normal((2, 9, 9)).astype(dtype)
+    expected = A + 2 * A.astype(float) @ B.astype(float)
+    np.testing.assert_allclose(gemm(2, A, B, A, beta=1), expected, atol=200 * np.finfo(dtype).eps)
+
+
+def test_factors_of_another_dtype_are_numpys(rng, loops):
+    A, B = rng.standard_normal((5, 5)), rng.standard_normal((5, 5)).astype(np.float32)
+    np.testing.assert_allclose(gemm(1.0, A, B), A @ B, rtol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_refused(loops):
+    A = np.ones((3, 4))
+    with pytest.raises(ValueError, match=r"A \(3, 4\) and B \(3, 4\) have no product"):
+        gemm(1.0, A, A)
+    with pytest.raises(ValueError, match=r"C has shape \(3, 4\); expected .*\(3, 3\)"):
+        gemm(1.0, A, A.T, A)
+
+
+@given(
+    sizes=st.lists(st.tuples(*[st.integers(1, 30)] * 2), min_size=1, max_size=4), seed=st.integers(0, 99)
+)
+def test_lower_products_are_the_lower_triangles_of_products_with_the_transpose(
+    sizes, seed, dtype, loops
+):
+    rng = np.random.default_rng(seed)
+    matrices = [rng.standard_normal(shape).astype(dtype) for shape in sizes]
+    for as_they_are in (True, False):  # or transposed
+        if not as_they_are:
+            matrices = [A.T for A in matrices]
+        for A, G in zip(matrices, lower_products(matrices), strict=True):
+            bound = (A.shape[1] + 2) * np.finfo(dtype).eps * (np.abs(A) @ np.abs(A.T))
+            exact = A.astype(float) @ A.T.astype(float)
+            assert (np.abs(np.tril(G) - np.tril(exact)) <= bound).all()
+
+
+@needs_openblas
+def test_large_products_are_made_by_blas_and_small_ones_are_not(rng, monkeypatch):
+    calls = []
+    make = blas.function("gemm", np.dtype(float))
+    monkeypatch.setattr(blas, "function", lambda *which: lambda *a: (calls.append(a), make(*a)))
+    A = rng.standard_normal((200, 200))
+    gemm(1.0, A[:8, :8], A[:8, :8])
+    assert not calls
+    np.testing.assert_allclose(gemm(1.0, A, A), A @ A)
+    assert len(calls) == 1
+
+
+@needs_openblas
+@pytest.mark.parametrize("name", ["gemm", "syrk"])
+def test_functions_and_their_addresses_are_found(name, dtype, monkeypatch):
+    with_loops(monkeypatch)
+    assert blas.function(name, dtype) is not None
+    assert blas.address(name, dtype) not in (None, 0)
+    assert blas.function(name, np.dtype(np.float16)) is None
