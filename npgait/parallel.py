@@ -64,6 +64,8 @@ def in_threads(
         try:
             take_parts()
         finally:
+            # One that has not begun has come too late: the parts are done, or taken.
+            helpers = [helper for helper in helpers if not helper.cancel()]
             wait(helpers)
     for helper in helpers:
         helper.result()  # raises what was raised there
