@@ -71,13 +71,11 @@ def _last_factor(z: Array, d: Array, W: Array) -> Array:
 
 def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
     """Return z of `refined` after so many corrections, whatever it is."""
-    r = d.reshape(-1, d.shape[-1])
+    rows = d.reshape(-1, d.shape[-1])
     c2 = array_module(d).vdot(W, W) / W.shape[1]
-    z = r @ W[:, : r.shape[1]].T * (1 / c2)
+    z = _corrected(None, rows, W, c2)
     for _ in range(corrections):
-        left = -(z @ W)
-        left[:, : r.shape[1]] += r
-        z += left @ W.T * (1 / c2)
+        z = _corrected(z, _left(rows, z, W), W, c2)
     return z.reshape(*d.shape[:-1], len(W))
 
 
@@ -93,20 +91,17 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
     if not (c2 > 0 and np.isfinite(c2)):
         return None, 0
     some = rows[:: max(1, len(rows) // 8)][:8]
-    if not float(xp.linalg.norm(_left(some, some @ W[:, : some.shape[1]].T, W, c2))) <= 0.3 * float(
-        xp.linalg.norm(some)
-    ):
+    left = float(xp.linalg.norm(_left(some, _corrected(None, some, W, c2), W)))
+    if not left <= 0.3 * float(xp.linalg.norm(some)):
         return None, 0
     r, z = rows, None
     before = last = float(xp.linalg.norm(rows))
     limit = tolerance * last
     for k in range(most + 1):
-        correction = r @ W[:, : r.shape[1]].T
-        correction *= correction.dtype.type(1 / c2)
-        z = correction if z is None else xp.add(z, correction, out=z)
+        z = _corrected(z, r, W, c2)
         if k > 0 and 3 * last * (last / before) <= limit:
             return z.reshape(*d.shape[:-1], len(W)), k
-        r = _left(r, correction, W, 1.0)
+        r = _left(rows, z, W)
         before, last = last, float(xp.linalg.norm(r))
         if last <= limit:
             return z.reshape(*d.shape[:-1], len(W)), k
@@ -115,12 +110,16 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
     return None, most
 
 
-def _left(r: Array, z: Array, W: Array, c2: float) -> Array:
-    """Return r - z W / c^2, r filled up with zeros."""
-    left = z @ W
-    left *= left.dtype.type(-1 / c2)
-    left[:, : r.shape[1]] += r
-    return left
+def _corrected(z: Array | None, r: Array, W: Array, c2: Array | float) -> Array:
+    """Return z + r W^T / c^2, in the memory of z; for no z r W^T / c^2."""
+    return gemm(1 / c2, r, W[:, : r.shape[1]].T, z, beta=0 if z is None else 1)
+
+
+def _left(d: Array, z: Array, W: Array) -> Array:
+    """Return r = d - z W, d (B, u) filled up with zeros: (B, m)."""
+    r = array_module(d).zeros((len(d), W.shape[1]), dtype=d.dtype)
+    r[:, : d.shape[1]] = d
+    return gemm(-1, z, W, r, beta=1)
 
 
 def relative_residual(z: Array, d: Array, W: Array) -> float:
