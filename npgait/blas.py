@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.kernels.loops import SWITCH
 from npgait.parallel import in_threads
 
-SMALL = 1 << 14  # values of a matrix, below which NumPy is as fast
+SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
+LARGE = 256  # rows of a matrix, from which on its product with its transpose is shared out
 PATTERNS = {  # names in the builds of OpenBLAS, and their integers
     "scipy_cblas_{}64_": ctypes.c_int64,  # NumPy's own,
     "cblas_{}64_": ctypes.c_int64,  # its older ones,
@@ -80,27 +82,34 @@ def syrk(A: np.ndarray, C: np.ndarray) -> None:
     call(LOWER, a[0], *A.shape, 1.0, _address_of(A), a[1], 0.0, _address_of(C), c[1])
 
 
-def lower_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return A A^T (n, n) of each A (n, k): its lower triangle; what is above may be anything.
+def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return A A^T (n, n) of each A (n, k): half of it is multiplied, the other half copied.
 
-    Threads share the parts of all of them: of each its two corners and the square between them.
+    Threads share the parts of all of them: of a large one its two corners, and the square below the
+    diagonal between them.
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
+    large = [G for G in products if len(G) >= LARGE]
     parts = []
     for A, G in zip(matrices, products, strict=True):
-        n, half = len(A), len(A) // 2
+        n, half = len(A), len(A) // 2 if len(A) >= LARGE else 0
         first, second = slice(0, half), slice(half, n)
-        parts += [(A, G, second, first), (A, G, first, first), (A, G, second, second)]
+        parts += [(A, G, second, second)]
+        if half:
+            parts += [(A, G, first, first), (A, G, second, first)]
 
     def multiply(part: tuple[np.ndarray, np.ndarray, slice, slice]) -> None:
         A, G, rows, columns = part
-        if rows == columns:
+        if rows != columns:
+            gemm(1.0, A[rows], A[columns].T, G[rows, columns])
+        elif len(A) >= LARGE:
             syrk(A[rows], G[rows, columns])
         else:
-            gemm(1.0, A[rows], A[columns].T, G[rows, columns])
+            np.matmul(A, A.T, out=G)  # which NumPy does by halves itself
 
     parts.sort(key=lambda part: -part[0].size * len(part[0]) * (1 + (part[2] != part[3])))
     in_threads(multiply, parts, matrices[0])  # the longest first
+    in_threads(kernels.mirror, large, matrices[0])
     return products
 
 
@@ -154,11 +163,12 @@ def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
 
 def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: float) -> bool:
     """Do C <- alpha A B + beta C by BLAS and return True, or False where that is not for these."""
-    call = function("gemm", A.dtype)
-    if call is None or min(A.size, B.size, C.size) < SMALL or not A.dtype == B.dtype == C.dtype:
+    if min(A.size, B.size, C.size) < SMALL or not A.dtype == B.dtype == C.dtype:
         return False
-    a, b, c = _layout(A), _layout(B), _layout(C)
-    if a is None or b is None or c is None or np.may_share_memory(C, A) or np.may_share_memory(C, B):
+    call, a, b, c = function("gemm", A.dtype), _layout(A), _layout(B), _layout(C)
+    if call is None or a is None or b is None or c is None:
+        return False
+    if np.may_share_memory(C, A) or np.may_share_memory(C, B):
         return False
     if c[0] == TRANSPOSED:  # C^T = B^T A^T
         return _by_blas(alpha, B.T, A.T, C.T, beta)

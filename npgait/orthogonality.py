@@ -14,8 +14,7 @@ import numpy as np
 
 from npgait import kernels
 from npgait.backend import Array, array_module, symmetric_product
-from npgait.blas import gemm, lower_products
-from npgait.parallel import in_threads
+from npgait.blas import gemm, symmetric_products
 
 
 def gram(W: Array) -> Array:
@@ -40,10 +39,10 @@ def _symmetric_products(matrices: Sequence[Array]) -> list[Array]:
         return []
     xp = array_module(matrices[0])
     if xp is np:
-        products = lower_products(matrices)
-    else:
-        products = [symmetric_product(xp.ascontiguousarray(A)) for A in matrices]
-    in_threads(kernels.mirror, products, matrices[0])
+        return symmetric_products(matrices)
+    products = [symmetric_product(xp.ascontiguousarray(A)) for A in matrices]
+    for G in products:
+        kernels.mirror(G)
     return products
 
 
