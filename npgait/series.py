@@ -34,9 +34,11 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
             # r; the factor between the last terms is a mean over directions, and thrice that is safe
             # for all but a few of them.
             r = bound if k == 0 else min(bound, 3 * last / before)
+            if not np.isfinite(last):
+                return None, k
             if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
                 break
-            if not np.isfinite(last) or (k >= 1 and last >= 0.7 * before) or k == most:
+            if (k >= 1 and last >= 0.7 * before) or k == most:
                 return None, k
             term = gemm(-1 / c2, term, D)  # term R
             z += term

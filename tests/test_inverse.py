@@ -125,6 +125,16 @@ def test_singular_weights_are_an_error_that_names_the_layer(kind, method, device
         InverseSolver(method=method)(d, W, gram(W), name="hidden3")
 
 
+@pytest.mark.parametrize("given_gram", [True, False])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_errors_that_are_not_finite_are_an_error_that_names_the_layer(value, given_gram, dtype, rng):
+    W, d = near_orthogonal(rng, 8, 0.001, dtype), np.ones((3, 8), dtype)
+    d[1, 2] = value
+    with pytest.raises(ValueError, match="errors that reach hidden2 are not finite"):
+        InverseSolver()(d, W, gram(W) if given_gram else None, name="hidden2")
+
+
 def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(rng):
     W = rng.standard_normal((4, 4))
     W[1, 2] = np.nan
