@@ -18,7 +18,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.kernels.loops import SWITCH
-from npgait.parallel import in_threads
+from npgait.parallel import controller, in_threads
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
 LARGE = 256  # rows of a matrix, from which on its product with its transpose is shared out
@@ -48,6 +48,7 @@ def gemm(
     C : array (n, m), optional
         Overwritten. With beta = 0 it may hold anything, NaN too.
     beta : {0, 1}
+        Without C there is nothing that it could count for.
 
     Raises
     ------
@@ -60,13 +61,14 @@ def gemm(
         raise ValueError(f"A {A.shape} and B {B.shape} have no product; expected (n, k) and (k, m)")
     if C is not None and C.shape != shape:
         raise ValueError(f"C has shape {C.shape}; expected that of the product, {shape}")
+    beta = 0.0 if C is None else beta
     if xp is np:
         out = np.empty(shape, A.dtype) if C is None else C
         if _by_blas(float(alpha), A, B, out, beta):
             return out
     P = xp.matmul(A, B, out=None if beta else C)
     P *= P.dtype.type(alpha) if xp is np else alpha
-    if not beta or C is None:
+    if not beta:
         return P
     C += P
     return C
@@ -151,9 +153,7 @@ def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
     """Return a function of NumPy's own OpenBLAS and the type of its integers, or None."""
     if os.environ.get(SWITCH) == "numpy" or dtype not in TYPES:
         return None
-    from threadpoolctl import ThreadpoolController
-
-    for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+    for library in controller().select(internal_api="openblas").lib_controllers:
         for pattern, integer in PATTERNS.items():
             got = getattr(library.dynlib, pattern.format(TYPES[dtype][0] + name), None)
             if got is not None:

@@ -19,31 +19,20 @@ from npgait.blas import gemm, symmetric_products
 
 def gram(W: Array) -> Array:
     """Return G = W W^T (n, n) of a square W, or G = W^T W (m, m) of a W with n > m."""
-    return _symmetric_products([_rows(W)])[0]
+    return grams([W])[0]
 
 
 def grams(weights: Sequence[Array | None]) -> list[Array | None]:
     """Return W W^T of each W (None of None)."""
-    made = iter(_symmetric_products([_rows(W) for W in weights if W is not None]))
+    rows = [W if W.shape[0] <= W.shape[1] else W.T for W in weights if W is not None]
+    if rows and array_module(rows[0]) is np:
+        products = symmetric_products(rows)
+    else:
+        products = [symmetric_product(array_module(A).ascontiguousarray(A)) for A in rows]
+        for G in products:
+            kernels.mirror(G)
+    made = iter(products)
     return [None if W is None else next(made) for W in weights]
-
-
-def _rows(W: Array) -> Array:
-    """Return W, or W^T where that has fewer rows."""
-    return W if W.shape[0] <= W.shape[1] else W.T
-
-
-def _symmetric_products(matrices: Sequence[Array]) -> list[Array]:
-    """Return the product of each matrix with its transpose: half of it is multiplied, half copied."""
-    if not matrices:
-        return []
-    xp = array_module(matrices[0])
-    if xp is np:
-        return symmetric_products(matrices)
-    products = [symmetric_product(xp.ascontiguousarray(A)) for A in matrices]
-    for G in products:
-        kernels.mirror(G)
-    return products
 
 
 def orthonormal_gradient(
@@ -98,15 +87,20 @@ def scale_of(G: Array) -> Array:
 def _times(factor: Array | float, D: Array, W: Array, add_to: Array | None) -> Array:
     """Return factor D W, with W on the side that `gram` took, or what that is added to."""
     A, B = (D, W) if len(D) == len(W) else (W, D)
-    return gemm(factor, A, B, add_to, beta=0 if add_to is None else 1)
+    return gemm(factor, A, B, add_to, beta=1)
 
 
 def _minus_diagonal(G: Array, diagonal: Array | float, overwrite: bool) -> Array:
     """Return G - diag(diagonal), in the memory of G where that may be overwritten."""
     on_diagonal = G.diagonal() - diagonal
     D = G if overwrite else G.copy()
-    D.reshape(-1)[:: len(G) + 1] = on_diagonal
+    _diagonal(D)[...] = on_diagonal
     return D
+
+
+def _diagonal(A: Array) -> Array:
+    """Return the diagonal of A (n, n), which lies in one piece, as a view that can be written to."""
+    return A.reshape(-1)[:: len(A) + 1]
 
 
 REGULARISERS = {
@@ -119,7 +113,7 @@ REGULARISERS = {
 def residual(G: Array, c2: Array | float = 1.0) -> Array:
     """Return R = I - W W^T / c^2 (n, n)."""
     R = G * (-1 / c2)
-    R.reshape(-1)[:: len(R) + 1] += 1  # the diagonal
+    _diagonal(R)[...] += 1
     return R
 
 
@@ -127,7 +121,7 @@ def residual(G: Array, c2: Array | float = 1.0) -> Array:
 def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
     """Yield G - c^2 I = -c^2 R, in the memory of G, whose diagonal is put back afterwards."""
     D = array_module(G).ascontiguousarray(G)
-    diagonal = D.reshape(-1)[:: len(G) + 1]  # a view
+    diagonal = _diagonal(D)
     before = diagonal.copy()
     diagonal -= c2
     try:

@@ -58,7 +58,7 @@ def in_threads(
                 left.clear()  # nothing more is begun
                 raise
 
-    with _controller().limit(limits=1, user_api="blas"):
+    with controller().limit(limits=1, user_api="blas"):
         # This thread works too: to wake another takes longer than many a part.
         helpers = [_pool(os.getpid(), threads - 1).submit(take_parts) for _ in range(threads - 1)]
         try:
@@ -146,7 +146,8 @@ def zero_padded(x: np.ndarray, pads: tuple[tuple[int, int], ...]) -> np.ndarray:
 
 
 @functools.cache
-def _controller() -> Any:
+def controller() -> Any:
+    """Return threadpoolctl's view of the loaded BLAS libraries, looked for once."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -154,7 +155,7 @@ def _controller() -> Any:
 
 def _blas_threads() -> int:
     """Return how many threads BLAS takes at present: 1 where a user or another library limits it."""
-    libraries = _controller().lib_controllers
+    libraries = controller().lib_controllers
     return max((lib.num_threads for lib in libraries if lib.user_api == "blas"), default=1)
 
 

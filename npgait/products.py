@@ -12,6 +12,7 @@ import functools
 import numpy as np
 
 from npgait.backend import Array, array_module
+from npgait.parallel import controller
 
 PIECE = 10**6
 LEAST_ROWS = 8  # of a piece of x W, below which the calls would show
@@ -89,7 +90,5 @@ def _piece(x: Array, values: int) -> int:
 @functools.cache
 def _in_place() -> bool:
     """Return whether NumPy's BLAS multiplies small matrices where they lie."""
-    from threadpoolctl import ThreadpoolController
-
-    blas = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    blas = controller().select(internal_api="openblas").lib_controllers
     return any(library.architecture in IN_PLACE for library in blas)

@@ -52,9 +52,10 @@ def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
     """Return the sum of `series` after so many terms, whatever it is."""
     c2 = scale_of(G)
     z = term = _first_term(d, W, 1 / c2)
+    factor = -1 / c2  # an array on a GPU
     with minus_scale(G, c2) as D:  # R = -D / c^2
         for _ in range(terms):
-            term = gemm(-1 / c2, term, D)  # term R
+            term = gemm(factor, term, D)  # term R
             z += term
     return _last_factor(z, d, W)
 
@@ -74,10 +75,10 @@ def _last_factor(z: Array, d: Array, W: Array) -> Array:
 def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
     """Return z of `refined` after so many corrections, whatever it is."""
     rows = d.reshape(-1, d.shape[-1])
-    c2 = array_module(d).vdot(W, W) / W.shape[1]
-    z = _corrected(None, rows, W, c2)
+    scale = W.shape[1] / array_module(d).vdot(W, W)  # 1 / c^2
+    z = _corrected(None, rows, W, scale)
     for _ in range(corrections):
-        z = _corrected(z, _left(rows, z, W), W, c2)
+        z = _corrected(z, _left(rows, z, W), W, scale)
     return z.reshape(*d.shape[:-1], len(W))
 
 
@@ -93,14 +94,14 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
     if not (c2 > 0 and np.isfinite(c2)):
         return None, 0
     some = rows[:: max(1, len(rows) // 8)][:8]
-    left = float(xp.linalg.norm(_left(some, _corrected(None, some, W, c2), W)))
+    left = float(xp.linalg.norm(_left(some, _corrected(None, some, W, 1 / c2), W)))
     if not left <= 0.3 * float(xp.linalg.norm(some)):
         return None, 0
     r, z = rows, None
     before = last = float(xp.linalg.norm(rows))
     limit = tolerance * last
     for k in range(most + 1):
-        z = _corrected(z, r, W, c2)
+        z = _corrected(z, r, W, 1 / c2)
         if k > 0 and 3 * last * (last / before) <= limit:
             return z.reshape(*d.shape[:-1], len(W)), k
         r = _left(rows, z, W)
@@ -112,9 +113,9 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
     return None, most
 
 
-def _corrected(z: Array | None, r: Array, W: Array, c2: Array | float) -> Array:
-    """Return z + r W^T / c^2, in the memory of z; for no z r W^T / c^2."""
-    return gemm(1 / c2, r, W[:, : r.shape[1]].T, z, beta=0 if z is None else 1)
+def _corrected(z: Array | None, r: Array, W: Array, scale: Array | float) -> Array:
+    """Return z + r W^T / c^2, scale = 1 / c^2, in the memory of z; for no z r W^T / c^2."""
+    return gemm(scale, r, W[:, : r.shape[1]].T, z, beta=1)
 
 
 def _left(d: Array, z: Array, W: Array) -> Array:
