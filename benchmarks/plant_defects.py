@@ -202,7 +202,7 @@ DEFECTS = [
     Defect("products: rows after the last piece not summed", "npgait/products.py",
            " + d[whole:].T @ x[whole:]", "", "tests/test_products.py"),
     Defect("W W^T: blocks not mirrored", "npgait/kernels/__init__.py",
-           "G[before, here] = G[here, before].T", "G[before, here] = 0", LOOPS),
+           "image[...] = block.T", "image[...] = 0", LOOPS),
     Defect("loops: last squares of W W^T not mirrored", "npgait/kernels/loops.c",
            "i < least(top + TILE, size)", "i < least(top + TILE, size - 1)", LOOPS),
     Defect("conv forward: bias doubled", "npgait/layers/conv.py",

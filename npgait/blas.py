@@ -21,7 +21,7 @@ from npgait.kernels.loops import SWITCH
 from npgait.parallel import controller, in_threads
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
-LARGE = 256  # rows of a matrix, from which on its product with its transpose is shared out
+LARGE = 900  # rows of a matrix, from which on its product with its transpose is shared out
 PATTERNS = {  # names in the builds of OpenBLAS, and their integers
     "scipy_cblas_{}64_": ctypes.c_int64,  # NumPy's own,
     "cblas_{}64_": ctypes.c_int64,  # its older ones,
@@ -88,10 +88,9 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return A A^T (n, n) of each A (n, k): half of it is multiplied, the other half copied.
 
     Threads share the parts of all of them: of a large one its two corners, and the square below the
-    diagonal between them.
+    diagonal between them. Each is copied while it is in the cache.
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
-    large = [G for G in products if len(G) >= LARGE]
     parts = []
     for A, G in zip(matrices, products, strict=True):
         n, half = len(A), len(A) // 2 if len(A) >= LARGE else 0
@@ -102,16 +101,17 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
 
     def multiply(part: tuple[np.ndarray, np.ndarray, slice, slice]) -> None:
         A, G, rows, columns = part
-        if rows != columns:
-            gemm(1.0, A[rows], A[columns].T, G[rows, columns])
-        elif len(A) >= LARGE:
+        if len(A) < LARGE:
+            np.matmul(A, A.T, out=G)  # which NumPy does by halves itself
+            return
+        if rows == columns:
             syrk(A[rows], G[rows, columns])
         else:
-            np.matmul(A, A.T, out=G)  # which NumPy does by halves itself
+            gemm(1.0, A[rows], A[columns].T, G[rows, columns])
+        kernels.mirror(G, rows, columns)
 
     parts.sort(key=lambda part: -part[0].size * len(part[0]) * (1 + (part[2] != part[3])))
     in_threads(multiply, parts, matrices[0])  # the longest first
-    in_threads(kernels.mirror, large, matrices[0])
     return products
 
 

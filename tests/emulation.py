@@ -57,7 +57,7 @@ def launch_kernel(source: str, name: str, dtype: np.dtype, n: int, arguments: tu
     values = []
     for argument in arguments:
         if isinstance(argument, np.ndarray):
-            assert argument.flags.c_contiguous
+            assert argument.flags.c_contiguous or name == "mirror"  # which takes a stride
             values.append(ctypes.c_void_p(argument.ctypes.data))
         else:
             values.append(TYPES[argument.dtype](argument.item()))

@@ -159,9 +159,14 @@ def test_the_mirror_kernel_fills_the_upper_triangle(dtype, rng, request):
     G = A @ A.T
     lower = np.tril(G)
     lower[np.triu_indices(9, 1)] = np.nan
+    by_blocks = lower.copy()
     request.getfixturevalue("emulated")
     kernels.mirror(lower)
     np.testing.assert_array_equal(lower, np.tril(G) + np.tril(G, -1).T)
+    first, second = slice(0, 4), slice(4, 9)
+    for rows, columns in ((first, first), (second, first), (second, second)):
+        kernels.mirror(by_blocks, rows, columns)
+    np.testing.assert_array_equal(by_blocks, lower)
 
 
 @pytest.mark.parametrize("rule", ["bp", "tp", "itp", "gait"])

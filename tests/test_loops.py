@@ -106,6 +106,19 @@ def test_the_lower_triangle_is_mirrored(n, dtype, rng, loops):
     np.testing.assert_array_equal(G, lower + np.tril(lower, -1).T)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 9), slice(3, 60), slice(70, 300), slice(299, 300)])
+def test_a_block_below_the_diagonal_is_mirrored_and_nothing_else_is_changed(rows, dtype, rng, loops):
+    G = rng.standard_normal((300, 300)).astype(dtype)
+    columns = slice(0, rows.start)
+    expected = G.copy()
+    expected[columns, rows] = G[rows, columns].T
+    kernels.mirror(G, rows, columns)
+    np.testing.assert_array_equal(G, expected)
+    expected[rows, rows] = np.tril(G[rows, rows]) + np.tril(G[rows, rows], -1).T
+    kernels.mirror(G, rows, rows)
+    np.testing.assert_array_equal(G, expected)
+
+
 @needs_loops
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_bytes_are_normalised_as_by_numpy_to_the_bit(channels, dtype, rng, monkeypatch):

@@ -18,7 +18,6 @@ from npgait.kernels.loops import library, run_loop
 from npgait.parallel import in_threads, stretches
 
 EQUATIONS = "equations.h"
-BLOCK = 256  # rows of a matrix that NumPy mirrors at a time
 SMALL = 1 << 15  # values, below which NumPy is as fast
 
 
@@ -111,16 +110,23 @@ def normalise(x: Array, shift: Array, scale: Array, dtype: np.dtype) -> Array:
     return out
 
 
-def mirror(G: Array) -> None:
-    """Copy the lower triangle of G (n, n) to the upper one, in place."""
-    if array_module(G) is np and not apply_to(G):
-        for first in range(0, len(G), BLOCK):
-            here, before = slice(first, first + BLOCK), slice(0, first)
-            G[before, here] = G[here, before].T
-            corner = np.tril(G[here, here])
-            G[here, here] = corner + np.tril(corner, -1).T
-        return
-    _launch("elementwise.cu", "mirror", G, G.size, G, np.int64(G.size), np.int32(len(G)))
+def mirror(G: Array, rows: slice = slice(None), columns: slice = slice(None)) -> None:
+    """Copy the lower triangle of G (n, n), or a block of it, to its mirror image, in place.
+
+    Parameters
+    ----------
+    G : array (n, n)
+    rows, columns : slice, optional
+        Those of a block below the diagonal or, equal, on it.
+    """
+    block, image = G[rows, columns], G[columns, rows]
+    if apply_to(G):
+        sizes = np.int64(len(G)), *map(np.int32, block.shape)
+        _launch("elementwise.cu", "mirror", G, block.size, block, image, *sizes)
+    elif rows == columns:
+        block[...] = np.tril(block) + np.tril(block, -1).T
+    else:
+        image[...] = block.T
 
 
 def cut_patches(x: Array, patches: Array, geometry: tuple[int, ...]) -> None:

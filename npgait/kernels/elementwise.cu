@@ -65,11 +65,13 @@ extern "C" __global__ void normalise(const unsigned char* __restrict__ x, const 
     FOR_EACH(t, n) out[t] = normalised(x[t], shift[t % channels], scale[t % channels]);
 }
 
-// G[j, i] = G[i, j] for j > i: the triangle that a symmetric product (syrk) leaves out.
-extern "C" __global__ void mirror(REAL* __restrict__ G, long long n, int size) {
+// image[j, i] = block[i, j], of matrices whose rows are `stride` values apart; where both are one block, on the
+// diagonal, only j < i: the triangle that a symmetric product (syrk) leaves out.
+extern "C" __global__ void mirror(const REAL* block, REAL* image, long long stride, int rows, int columns) {
+    long long n = (long long)rows * columns;
     FOR_EACH(t, n) {
-        int j = t % size;
-        int i = (int)(t / size);
-        if (j < i) G[(long long)j * size + i] = G[t];
+        int j = t % columns;
+        int i = (int)(t / columns);
+        if (block != image || j < i) image[j * stride + i] = block[i * stride + j];
     }
 }

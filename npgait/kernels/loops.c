@@ -74,13 +74,15 @@ EXPORT LOOP normalise(const unsigned char* restrict x, const REAL* restrict shif
 
 #define TILE 16  // rows and columns of a square that is mirrored at a time, so that it stays in the nearest cache
 
-EXPORT LOOP mirror(REAL* G, int64 n, int size) {
-    (void)n;
-    for (int64 top = 0; top < size; top += TILE)
-        for (int64 left = 0; left <= top; left += TILE)
-            for (int64 j = left; j < least(left + TILE, size); ++j)
-                for (int64 i = top > j ? top : j + 1; i < least(top + TILE, size); ++i)
-                    G[j * size + i] = G[i * size + j];
+// Of a matrix of rows `stride` values apart, copy a block to where its mirror image lies, image[j][i] = block[i][j]; of
+// a block on the diagonal, where block is image, what is below the diagonal.
+EXPORT LOOP mirror(const REAL* block, REAL* image, int64 stride, int rows, int columns) {
+    int on_diagonal = block == image;
+    for (int64 top = 0; top < rows; top += TILE)
+        for (int64 left = 0; left < (on_diagonal ? top + 1 : columns); left += TILE)
+            for (int64 j = left; j < least(left + TILE, columns); ++j)
+                for (int64 i = on_diagonal && top <= j ? j + 1 : top; i < least(top + TILE, rows); ++i)
+                    image[j * stride + i] = block[i * stride + j];
 }
 
 // --- patches -------------------------------------------------------------------------------------------
