@@ -10,6 +10,8 @@ import functools
 import importlib
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -245,6 +247,36 @@ def set_precision(precision: str) -> None:
         products.set_compute_type(np.dtype(np.float32), kind)
     except (ImportError, AttributeError) as error:
         raise DeviceError(f"precision {precision!r} cannot be set: {_one_line(error)}") from error
+
+
+def precision_of(x: Array) -> str:
+    """Return how products of `x` are made: "float64", "float32", or on a GPU "tf32" where chosen.
+
+    By `set_precision`, or by CuPy's environment variable CUPY_TF32.
+    """
+    if array_module(x) is np or x.dtype != np.float32:
+        return str(x.dtype)
+    try:
+        from cupy._core import _routines_linalg as products
+
+        return "tf32" if products.get_compute_type(x.dtype) == products.COMPUTE_TYPE_TF32 else "float32"
+    except (ImportError, AttributeError):
+        return "float32"
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Within it float32 products on a GPU are no TF32: what is measured by them is good to 1e-6."""
+    products = sys.modules.get("cupy._core._routines_linalg")
+    if products is None:
+        yield
+        return
+    before = products.get_compute_type(np.dtype(np.float32))
+    products.set_compute_type(np.dtype(np.float32), products.COMPUTE_TYPE_FP32)
+    try:
+        yield
+    finally:
+        products.set_compute_type(np.dtype(np.float32), before)
 
 
 def synchronise(device: Device) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from npgait import kernels
-from npgait.backend import Array, array_module
+from npgait.backend import Array, array_module, symmetric_product
+from npgait.cublas import recording
 from npgait.kernels.loops import SWITCH
+from npgait.layout import AS_IS, TRANSPOSED, layout
 from npgait.parallel import controller, in_threads
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
@@ -29,10 +31,23 @@ PATTERNS = {  # names in the builds of OpenBLAS, and their integers
     "cblas_{}": ctypes.c_int,  # those of distributions
 }
 TYPES = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
-ROW_MAJOR, AS_IS, TRANSPOSED, LOWER = 101, 111, 112, 122  # of CBLAS
+ROW_MAJOR, LOWER = 101, 122  # of CBLAS
 
 
 # --- products -------------------------------------------------------------------------------------
+
+
+def product(A: Array, B: Array, out: Array | None = None) -> Array:
+    """Return A B, in `out` where given.
+
+    What a step writes in place of A @ B: CuPy's @ cannot be recorded in a CUDA graph.
+    """
+    xp, recorder = array_module(A), recording()
+    if xp is np or recorder is None:
+        return xp.matmul(A, B, out=out)
+    out = xp.empty((len(A), B.shape[1]), A.dtype) if out is None else out
+    recorder.gemm(1.0, A, B, out, 0.0)
+    return out
 
 
 def gemm(
@@ -66,6 +81,10 @@ def gemm(
         out = np.empty(shape, A.dtype) if C is None else C
         if _by_blas(float(alpha), A, B, out, beta):
             return out
+    elif (recorder := recording()) is not None:
+        out = xp.empty(shape, A.dtype) if C is None else C
+        recorder.gemm(alpha, A, B, out, beta)
+        return out
     P = xp.matmul(A, B, out=None if beta else C)
     P *= P.dtype.type(alpha) if xp is np else alpha
     if not beta:
@@ -77,11 +96,24 @@ def gemm(
 def syrk(A: np.ndarray, C: np.ndarray) -> None:
     """Fill C (n, n) with A A^T, A (n, k): its lower triangle; what is above may be anything."""
     call = function("syrk", A.dtype)
-    a, c = _layout(A), _layout(C)
+    a, c = layout(A), layout(C)
     if call is None or A.size < SMALL or a is None or c is None or c[0] != AS_IS:
         np.matmul(A, A.T, out=C)
         return
     call(LOWER, a[0], *A.shape, 1.0, _address_of(A), a[1], 0.0, _address_of(C), c[1])
+
+
+def lower_product(A: Array) -> Array:
+    """Return the lower triangle of A A^T (n, n) on a GPU, A (n, k); the rest is undefined.
+
+    In float32 where other products are TF32: what is small is its distance from the identity.
+    """
+    A, recorder = array_module(A).ascontiguousarray(A), recording()
+    if recorder is None:
+        return symmetric_product(A)
+    G = array_module(A).empty((len(A), len(A)), A.dtype)
+    recorder.syrk(A, G)
+    return G
 
 
 def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -165,7 +197,7 @@ def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: fl
     """Do C <- alpha A B + beta C by BLAS and return True, or False where that is not for these."""
     if min(A.size, B.size, C.size) < SMALL or not A.dtype == B.dtype == C.dtype:
         return False
-    call, a, b, c = function("gemm", A.dtype), _layout(A), _layout(B), _layout(C)
+    call, a, b, c = function("gemm", A.dtype), layout(A), layout(B), layout(C)
     if call is None or a is None or b is None or c is None:
         return False
     if np.may_share_memory(C, A) or np.may_share_memory(C, B):
@@ -177,19 +209,6 @@ def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: fl
         a[0], b[0], *sizes, alpha, _address_of(A), a[1], _address_of(B), b[1], beta, _address_of(C), c[1]
     )
     return True
-
-
-def _layout(A: np.ndarray) -> tuple[int, int] | None:
-    """Return AS_IS or TRANSPOSED, and how many values one row or column is from the next.
-
-    None where neither rows nor columns lie in one piece.
-    """
-    (n, m), (down, right), size = A.shape, A.strides, A.itemsize
-    if right == size and down >= m * size and down % size == 0:
-        return AS_IS, down // size
-    if down == size and right >= n * size and right % size == 0:
-        return TRANSPOSED, right // size
-    return None
 
 
 def _address_of(A: np.ndarray) -> int:

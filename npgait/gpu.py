@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, Device
+from npgait.cublas import cublas_of, in_recordings
 
 
 class Uploader:
@@ -70,9 +71,11 @@ class Recorder:
     """
 
     def __init__(self, device: Device) -> None:
+        self.device = device
         self.cuda = device.xp.cuda
         self.stream = self.cuda.Stream(non_blocking=True)
         self.pool = self.cuda.MemoryPool()
+        cublas_of(device)  # made before anything is recorded
 
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         """Return a graph of what `work` asks for (`launch()` does it), and what `work` returned.
@@ -82,7 +85,8 @@ class Recorder:
         with self.stream, self.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
-                result = work()
+                with in_recordings(self.device):
+                    result = work()
             except BaseException:
                 with suppress(Exception):  # the recording is spoilt; it has to be ended all the same
                     self.stream.end_capture()

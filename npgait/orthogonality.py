@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from npgait import kernels
-from npgait.backend import Array, array_module, symmetric_product
-from npgait.blas import gemm, symmetric_products
+from npgait.backend import Array, array_module
+from npgait.blas import gemm, lower_product, symmetric_products
 
 
 def gram(W: Array) -> Array:
@@ -28,7 +28,7 @@ def grams(weights: Sequence[Array | None]) -> list[Array | None]:
     if rows and array_module(rows[0]) is np:
         products = symmetric_products(rows)
     else:
-        products = [symmetric_product(array_module(A).ascontiguousarray(A)) for A in rows]
+        products = [lower_product(A) for A in rows]
         for G in products:
             kernels.mirror(G)
     made = iter(products)

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 
 from npgait.backend import Array, array_module
+from npgait.blas import product
 from npgait.parallel import controller
 
 PIECE = 10**6
@@ -38,7 +39,7 @@ def tall_product(x: Array, W: Array, out: Array | None = None) -> Array:
     out = xp.empty((len(x), W.shape[1]), x.dtype) if out is None else out
     rows = _piece(x, W.size)
     if rows < LEAST_ROWS:
-        return xp.matmul(x, W, out=out)
+        return product(x, W, out)
     whole = len(x) - len(x) % rows
     np.matmul(x[:whole].reshape(-1, rows, len(W)), W, out=out[:whole].reshape(-1, rows, W.shape[1]))
     np.matmul(x[whole:], W, out=out[whole:])
@@ -60,7 +61,7 @@ def summed_product(d: Array, x: Array) -> Array:
     shape = d.shape[1], x.shape[1]
     rows = _piece(x, shape[0] * shape[1])
     if rows < LEAST_SUMMED:
-        return d.T @ x
+        return product(d.T, x)
     whole = len(x) - len(x) % rows
     pieces = d[:whole].reshape(-1, rows, shape[0]).transpose(0, 2, 1) @ x[:whole].reshape(
         -1, rows, shape[1]

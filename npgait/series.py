@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from npgait.backend import Array, array_module
-from npgait.blas import gemm
+from npgait.blas import gemm, product
 from npgait.orthogonality import minus_scale, scale_of
 
 
@@ -68,7 +68,7 @@ def _first_term(d: Array, W: Array, scale: Array | float) -> Array:
 
 def _last_factor(z: Array, d: Array, W: Array) -> Array:
     """Return z, of a tall W z W^T, in the shape of d."""
-    z = z @ W.T if len(W) > W.shape[1] else z
+    z = product(z, W.T) if len(W) > W.shape[1] else z
     return z.reshape(*d.shape[:-1], len(W))
 
 

@@ -3,8 +3,8 @@
 Arrays are NumPy's in disguise. Mixing them with NumPy arrays is an error, as it is with CuPy's; full
 reductions are 0-d arrays; whatever brings a value to the host (float, int, bool, item, get) is counted.
 Kernels run as C++ (tests/emulation.py). While a stream records, nothing in place is done, results are
-NaN, and copies from the host are errors; a graph does what was recorded, on the same memory. What only a
-device can show, it cannot.
+NaN, and copies from the host and CuPy's own products are errors; a graph does what was recorded, on the
+same memory. What only a device can show, it cannot.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.emulation import launch_kernel
+from tests.fake_cublas import FakeCublas
 
 
 class Counter:
@@ -53,6 +54,11 @@ def _change(work: Callable[[], object]) -> None:
         Tape.work.append(work)
 
 
+def _refuse_products() -> None:
+    if Tape.work is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+
 def _launch(*arguments: Any) -> None:
     _change(lambda: launch_kernel(*arguments))
 
@@ -61,6 +67,8 @@ class FakeArray(np.ndarray):
     """A NumPy array that is taken for one of CuPy's."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if ufunc is np.matmul:
+            _refuse_products()
         inputs = tuple(map(_plain, inputs))
         if out is not None:
             options["out"] = tuple(map(_plain, out))
@@ -88,6 +96,12 @@ class FakeArray(np.ndarray):
 
     def reshape(self, *shape):
         return _make(lambda: self.view(np.ndarray).reshape(*shape), self)
+
+    @property
+    def data(self):
+        if Tape.work is not None:
+            Tape.work.append(lambda: self)  # what is recorded knows an address: it has to stay
+        return types.SimpleNamespace(ptr=self.ctypes.data)
 
     @property
     def device(self):
@@ -168,6 +182,8 @@ class _Module(types.ModuleType):
             return found
 
         def function(*arguments, **options):
+            if name in ("matmul", "dot"):
+                _refuse_products()
             arguments, options = _plain(arguments), _plain(options)
             if options.get("out") is not None:
                 _change(lambda: found(*arguments, **options))
@@ -185,6 +201,8 @@ def _to_device(x, dtype=None):
 
 
 def _syrk(trans, a, out, *, lower):
+    _refuse_products()
+
     def work():
         product = np.tril(_plain(a) @ _plain(a).T)
         product[np.triu_indices(len(product), 1)] = np.nan
@@ -216,6 +234,8 @@ class _Graph:
 
 
 class _Stream:
+    ptr = 1
+
     def __init__(self, **options):
         pass
 
@@ -244,7 +264,7 @@ def make() -> types.ModuleType:
     """A module to stand as `cupy` in sys.modules."""
     cuda = types.SimpleNamespace(
         Device=lambda index: types.SimpleNamespace(use=lambda: None),
-        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, runtimeGetVersion=lambda: 13000),
         get_current_stream=_Stream,
         Stream=_Stream,
         Event=_Event,
@@ -273,12 +293,15 @@ def fake_gpu(monkeypatch):
     """A device that takes itself for a GPU."""
     import sys
 
-    from npgait import backend, gpu, kernels
+    from npgait import backend, cublas, gpu, kernels
 
     monkeypatch.setitem(sys.modules, "cupy", make())
+    monkeypatch.setattr(cublas, "_library", lambda device: FakeCublas(_change))
     monkeypatch.setitem(sys.modules, "cupy.cublas", sys.modules["cupy"].cublas)
     monkeypatch.setattr(kernels, "launch_kernel", _launch)
-    gpu.uploader.cache_clear()
+    for made in (gpu.uploader, cublas.cublas_of):
+        made.cache_clear()
     Counter.waits = 0
     yield backend.select_device("gpu")
-    gpu.uploader.cache_clear()
+    for made in (gpu.uploader, cublas.cublas_of):
+        made.cache_clear()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
+from npgait.blas import product
 from npgait.inverse import InverseSolver
 
 _LU = InverseSolver(method="lu")
@@ -110,7 +111,7 @@ class Dense:
         a, y : array (B, used), or (B, n_out) with `auxiliary`
         """
         u = self.n_out if auxiliary else self.used
-        a = self._flat(x) @ self.W[:, :u]
+        a = product(self._flat(x), self.W[:, :u])
         y = self.f.biased(a, self.b[:u])  # a = x W + b, y = f(a)
         return a, y
 
@@ -188,7 +189,7 @@ class Dense:
         array (B, *shape_in)
         """
         W = self.W[:, : self.used] if B is None else B
-        return self._shaped(delta @ W.T)
+        return self._shaped(product(delta, W.T))
 
     def local_update(self, x: Array, a: Array, error: Array) -> tuple[Array, Array]:
         """Return dW = x^T [f'(a) * e] and db, the same without x, summed over the batch.
@@ -207,7 +208,7 @@ class Dense:
         """
         u = self.used
         delta = self.f.times_derivative(a[:, :u], error)  # f'(a) * e
-        dW = self._flat(x).T @ delta
+        dW = product(self._flat(x).T, delta)
         db = delta.sum(axis=0)
         return with_auxiliary(dW, self.n_out), with_auxiliary(db, self.n_out)
 

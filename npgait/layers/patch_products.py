@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from npgait.backend import Array, array_module
+from npgait.blas import product
 from npgait.kernels import patch_loops
 from npgait.layers.patches import Window, add_patches, check_array, cut_patches, geometry
 from npgait.parallel import scratch, zero_padded
@@ -109,7 +110,7 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
     if array_module(M) is not np:
 
         def written_out(d: Array, out: Array) -> None:
-            out[...] = add_patches(d.reshape(-1, len(M)) @ M, window)
+            out[...] = add_patches(product(d.reshape(-1, len(M)), M), window)
 
         return written_out
     K = _by_phase(M, window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from npgait.backend import Array
+from npgait.blas import product
 from npgait.network import Layer, Record, Update
 
 
@@ -30,6 +31,6 @@ def dfa(
     updates: list[Update] = []
     walk = zip(reversed(layers), reversed(records), reversed(feedback), strict=True)
     for layer, (x, a, y), B in walk:
-        e = error if B is None else (error @ B).reshape(len(y), *layer.shape_out)
+        e = error if B is None else product(error, B).reshape(len(y), *layer.shape_out)
         updates.insert(0, layer.local_update(x, a, e))
     return updates
