@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from npgait.backend import Array, array_module, to_host
+from npgait.backend import Array, array_module, precision_of, to_host
 from npgait.orthogonality import gram
 from npgait.series import fixed_refinement, fixed_series, refined, relative_residual, series
 
@@ -16,8 +16,8 @@ class SingularWeightsError(ArithmeticError):
     """A weight matrix that has to be inverted has no inverse (to the precision of its dtype)."""
 
 
-# Relative error allowed in d W^-1: well under what one training step can resolve in that dtype.
-DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# Relative error allowed in d W^-1: well under what one training step can resolve in that precision.
+DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "tf32": 1e-3}
 METHODS = ("auto", "series", "lu")
 DIRECT = ("lu", "qr", "normal")  # which solve, and see whether W was singular: always looked at
 CHECK_EVERY = 64  # most products on a GPU from one that is looked at, and waited for, to the next
@@ -66,7 +66,8 @@ class InverseSolver:
     Parameters
     ----------
     tolerance : float, optional
-        Relative error allowed in z. Default: 1e-5 in float32, 1e-12 in float64.
+        Relative error allowed in z. Default: 1e-5 in float32, 1e-12 in float64. Of TF32 products, with
+        factors of 10 bits, no less than 1e-3 can be asked.
     method : {"auto", "series", "lu"}
         "series" forms W W^T itself where it is not given, and still falls back to LU where the
         series does not converge.
@@ -124,7 +125,7 @@ class InverseSolver:
         planned = self._as_planned(d, W, G, name)
         if planned is not None:
             return planned
-        tolerance = self.tolerance or DEFAULT_TOLERANCE[str(W.dtype)]
+        tolerance = self._tolerance(W)
         direct = "lu" if n == m else "qr"
         z, method, terms = None, direct, 0
         most = self._terms_that_pay(d, n)
@@ -155,6 +156,12 @@ class InverseSolver:
         """
         plans = [self.plans.get(product) for product in products]
         return min((plan.left if plan else 0 for plan in plans), default=0)
+
+    def _tolerance(self, W: Array) -> float:
+        """Return the relative error allowed in z, none that products of this precision cannot reach."""
+        precision = precision_of(W)
+        least = DEFAULT_TOLERANCE["tf32"] if precision == "tf32" else 0.0
+        return max(self.tolerance or DEFAULT_TOLERANCE[precision], least)
 
     def _plan(self, name: tuple[str, bool], method: str, terms: int) -> None:
         """Note how a product was made, with terms to spare, and for how long that will do.

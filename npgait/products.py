@@ -18,6 +18,7 @@ from npgait.parallel import controller
 PIECE = 10**6
 LEAST_ROWS = 8  # of a piece of x W, below which the calls would show
 LEAST_SUMMED = 48  # of a piece of d^T x, below which the sum over pieces would
+STAGES = 256  # rows that a GPU sums first, of a column of many more
 IN_PLACE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's names of processors
 
 
@@ -70,8 +71,18 @@ def summed_product(d: Array, x: Array) -> Array:
 
 
 def column_sums(x: Array) -> Array:
-    """Return x.sum(axis=0) of an array (N, u): as a product, on the CPU in a quarter of the time."""
-    return np.ones(len(x), x.dtype) @ x if array_module(x) is np else x.sum(axis=0)
+    """Return x.sum(axis=0) of an array (N, u).
+
+    On the CPU as a product, in a quarter of the time. On a GPU, where CuPy gives each few columns one
+    block of threads, however many the rows are, in two stages.
+    """
+    if array_module(x) is np:
+        return np.ones(len(x), x.dtype) @ x
+    whole = len(x) - len(x) % STAGES
+    if len(x) < STAGES**2 or not x.flags.c_contiguous:
+        return x.sum(axis=0)
+    parts = x[:whole].reshape(STAGES, -1).sum(axis=0).reshape(-1, x.shape[1])
+    return parts.sum(axis=0) + x[whole:].sum(axis=0)
 
 
 def squared_norms(x: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from npgait.backend import Array, array_module
+from npgait.backend import Array, array_module, in_float32
 from npgait.blas import gemm, product
 from npgait.orthogonality import minus_scale, scale_of
 
@@ -130,5 +130,6 @@ def relative_residual(z: Array, d: Array, W: Array) -> float:
     xp = array_module(d)
     u = d.shape[-1]
     norm = float(xp.linalg.norm(d))
-    difference = float(xp.linalg.norm(z.reshape(-1, len(W)) @ W[:, :u] - d.reshape(-1, u)))
+    with in_float32():  # TF32 would be taken for the residual
+        difference = float(xp.linalg.norm(z.reshape(-1, len(W)) @ W[:, :u] - d.reshape(-1, u)))
     return difference / norm if norm else difference

@@ -54,8 +54,8 @@ class FakeCublas:
         return lambda: value
 
     def cublasGemmEx(
-        self, handle, transa, transb, m, n, k, alpha, A, a_kind, lda, B, b_kind, ldb, beta, C, c_kind, ldc,
-        compute, algorithm,
+        self, handle, transa, transb, m, n, k, alpha, A, a_kind, lda, B, b_kind, ldb,
+        beta, C, c_kind, ldc, compute, algorithm,
     ):  # fmt: skip
         a_shape, b_shape = ((k, m) if transa else (m, k)), ((n, k) if transb else (k, n))
         enough = lda >= max(1, a_shape[0]) and ldb >= max(1, b_shape[0]) and ldc >= max(1, m)
@@ -76,7 +76,7 @@ class FakeCublas:
         return 0
 
     def cublasSsyrk_v2(self, *arguments, kind=0):
-        handle, uplo, trans, n, k, alpha, A, lda, beta, C, ldc = arguments
+        _handle, uplo, trans, n, k, alpha, A, lda, beta, C, ldc = arguments
         shape = (k, n) if trans else (n, k)
         if lda < max(1, shape[0]) or ldc < max(1, n):
             return INVALID_VALUE

@@ -8,7 +8,9 @@ import types
 import numpy as np
 import pytest
 
+from npgait import backend
 from npgait.backend import CPU, DeviceError, array_module, as_array, parse_dtype, select_device, to_host
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 
 def test_the_cpu_is_always_there():
@@ -85,3 +87,48 @@ def test_dtypes_are_single_and_double_precision():
     for bad in ("float16", "int32", "nonsense"):
         with pytest.raises(ValueError, match="use float32 or float64"):
             parse_dtype(bad)
+
+
+@pytest.fixture
+def cupys_products(fake_gpu, monkeypatch):  # noqa: F811
+    """CuPy's module that decides how products are made, with what npgait asks of it."""
+    module = types.ModuleType("cupy._core._routines_linalg")
+    module.COMPUTE_TYPE_FP32, module.COMPUTE_TYPE_TF32, module.chosen = 4, 7, 1
+    module.get_compute_type = lambda dtype: module.chosen
+
+    def set_compute_type(dtype, kind):
+        module.chosen = kind
+
+    module.set_compute_type = set_compute_type
+    core = types.ModuleType("cupy._core")
+    core._routines_linalg = module
+    sys.modules["cupy"].__path__ = []
+    monkeypatch.setitem(sys.modules, "cupy._core", core)
+    monkeypatch.setitem(sys.modules, "cupy._core._routines_linalg", module)
+    return module
+
+
+def test_tf32_is_chosen_seen_and_left_for_what_is_measured(cupys_products, fake_gpu):  # noqa: F811
+    x = fake_gpu.xp.asarray(np.ones(3, np.float32))
+    assert backend.precision_of(x) == "float32"  # CuPy's default
+    backend.set_precision("tf32")
+    assert backend.precision_of(x) == "tf32"
+    assert backend.precision_of(x.astype(np.float64)) == "float64"
+    assert backend.precision_of(np.ones(3, np.float32)) == "float32"
+    with backend.in_float32():
+        assert backend.precision_of(x) == "float32"
+    assert backend.precision_of(x) == "tf32"
+    with pytest.raises(KeyError), backend.in_float32():
+        raise KeyError
+    assert backend.precision_of(x) == "tf32"
+    backend.set_precision("float32")
+    assert backend.precision_of(x) == "float32"
+    assert cupys_products.chosen == 4
+
+
+def test_a_precision_that_is_unknown_or_cannot_be_chosen_is_an_error(monkeypatch):
+    with pytest.raises(ValueError, match="precision 'half' is unknown; use one of float32, tf32"):
+        backend.set_precision("half")
+    monkeypatch.setitem(sys.modules, "cupy._core", None)
+    with pytest.raises(backend.DeviceError, match="cannot be set"):
+        backend.set_precision("tf32")

@@ -39,8 +39,8 @@ ways = st.sampled_from(["rows", "columns", "block", "every other"])
 
 
 @given(
-    n=sizes, k=sizes, m=sizes, how_a=ways, how_b=ways, how_c=st.sampled_from(["rows", "columns", "block"]),
-    on_device=st.booleans(), beta=st.sampled_from([0, 1]), seed=st.integers(0, 99),
+    n=sizes, k=sizes, m=sizes,
+    how_a=ways, how_b=ways, how_c=st.sampled_from(["rows", "columns", "block"]), on_device=st.booleans(), beta=st.sampled_from([0, 1]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_gemm_is_numpys_whatever_the_layout(
     n, k, m, how_a, how_b, how_c, on_device, beta, seed, dtype, fake_gpu  # noqa: F811
@@ -101,7 +101,7 @@ def test_nothing_is_asked_of_cublas_where_nothing_is_recorded(fake_gpu):  # noqa
 def test_what_cublas_refuses_is_an_error_that_names_the_function(fake_gpu, monkeypatch):  # noqa: F811
     A = fake_gpu.xp.asarray(np.eye(3))
     monkeypatch.setattr(cublas_of(fake_gpu).library, "cublasGemmEx", lambda *arguments: 13)
-    with in_recordings(fake_gpu), pytest.raises(CublasError, match="cublasGemmEx .* status 13"):
+    with in_recordings(fake_gpu), pytest.raises(CublasError, match=r"cublasGemmEx .* status 13"):
         product(A, A)
     with in_recordings(fake_gpu), pytest.raises(TypeError, match="float64, float32"):
         product(A, A.astype(np.float32))

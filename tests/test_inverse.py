@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgait import blas, inverse, series
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
 from npgait.inverse import DEFAULT_TOLERANCE, InverseSolver, SingularWeightsError
@@ -233,3 +234,31 @@ def test_a_tall_matrix_without_full_rank_is_an_error_that_names_the_layer(dtype,
 def test_a_wide_matrix_has_no_inverse(rng):
     with pytest.raises(ValueError, match="add auxiliary units"):
         InverseSolver()(rng.standard_normal((4, 6)), rng.standard_normal((5, 6)))
+
+
+@pytest.mark.parametrize("given_gram", [True, False])
+@pytest.mark.parametrize("shape", [(200, 200), (200, 150)])
+def test_tf32_products_are_asked_for_what_they_can_reach(shape, given_gram, rng, monkeypatch):
+    """Factors of 10 bits never come within 1e-5, and LU at every step would be the end of it."""
+    W = np.ascontiguousarray(near_orthogonal(rng, 200, 0.02, "float32")[:, : shape[1]])
+    d = rng.standard_normal((20, shape[1])).astype(np.float32)
+
+    def of_ten_bits(x):
+        return (x.view(np.int32) + 0x1000 & ~0x1FFF).view(np.float32)
+
+    def gemm(alpha, A, B, C=None, **options):
+        A, B = (of_ten_bits(np.ascontiguousarray(factor)) for factor in (A, B))
+        return blas.gemm(alpha, A, B, C, **options)
+
+    monkeypatch.setattr(series, "gemm", gemm)
+    monkeypatch.setattr(inverse, "precision_of", lambda W: "tf32")
+    for tolerance in (None, 1e-5):
+        reports = []
+        z = InverseSolver(tolerance, reports=reports)(d, W, gram(W) if given_gram else None)
+        assert reports[0].method == ("series" if given_gram else "refinement")
+        assert 1e-5 < relative(z @ W, d) < 3e-3
+    monkeypatch.setattr(inverse, "precision_of", lambda W: "float32")
+    if not given_gram:
+        reports = []
+        InverseSolver(1e-5, reports=reports)(d, W)
+        assert reports[0].method != "refinement"

@@ -99,10 +99,18 @@ def test_patches_are_cut_and_added_as_numpy_does(
     noise = rng.standard_normal(patches.shape).astype(real)
     added = np.array(add_patches(noise, window))
     request.getfixturevalue("emulated")
-    poisoned = np.full(patches.size + 3, np.nan, real)
-    np.testing.assert_array_equal(cut_patches(x, window, poisoned), patches)
-    got = add_patches(noise, window)
-    assert relative(got, added) < 20 * np.finfo(real).eps
+    own = kernels.source
+    for small in ("1LL << 30", "0"):  # indices of 32 bits, and of 64
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "source", lambda file, at=small: own(file).replace("1LL << 30", at))
+            poisoned = np.full(patches.size + 3, np.nan, real)
+            np.testing.assert_array_equal(cut_patches(x, window, poisoned), patches)
+            got = add_patches(noise, window)
+        assert relative(got, added) < 20 * np.finfo(real).eps
+
+
+def test_patches_are_indexed_by_as_many_bits_as_they_need():
+    assert kernels.source("patches.cu").count("1LL << 30") == 1
 
 
 @pytest.mark.parametrize("slope", [0.1, 1.0, 3.0])

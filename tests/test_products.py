@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgait import products
+from npgait.backend import to_host
 from npgait.products import column_sums, summed_product, tall_product
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
 
@@ -69,3 +71,12 @@ def test_column_sums_are_sums_over_rows(dtype, rng):
     x = rng.standard_normal((57, 5)).astype(dtype)
     assert column_sums(x).dtype == dtype
     np.testing.assert_allclose(column_sums(x), x.sum(axis=0), rtol=100 * np.finfo(dtype).eps)
+
+
+@given(rows=st.integers(0, 200), u=st.integers(1, 5))
+def test_column_sums_on_a_device_are_the_same_in_stages(rows, u, fake_gpu):  # noqa: F811
+    x = np.random.default_rng(rows).standard_normal((rows, u))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "STAGES", 8)
+        for on_device in (fake_gpu.xp.asarray(x), fake_gpu.xp.asarray(x.T.copy()).T):
+            np.testing.assert_allclose(to_host(column_sums(on_device)), x.sum(axis=0), atol=1e-12)

@@ -7,6 +7,7 @@ is installed, where there is a C compiler. Both take the equations from equation
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -175,6 +176,7 @@ def _launch(file: str, name: str, like: Array, n: int, *arguments: Any) -> None:
         launch_kernel(source(file), name, like.dtype, n, arguments)
 
 
+@functools.cache
 def source(file: str) -> str:
     """Return the CUDA source of a file beside this one, with what it includes."""
     folder = resources.files(__name__)
