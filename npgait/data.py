@@ -13,6 +13,7 @@ from npgait import kernels
 from npgait.augmentation import augment
 from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype
 from npgait.gpu import uploader
+from npgait.products import column_sums
 from npgait.streams import Streams
 
 IN_CACHE = 1 << 16  # values that are worked on at a time, so that both passes are over the cache
@@ -92,14 +93,38 @@ def scaling_of(train_x: np.ndarray | None, kind: str, *, max_value: float = 255)
     if kind != "standard":
         raise ValueError(f"normalisation {kind!r} is unknown; use one of {', '.join(NORMALISATIONS)}")
     assert train_x is not None
-    axes = tuple(range(min(train_x.ndim, 3)))  # one channel unless the array has a fourth axis
-    mean = train_x.mean(axis=axes, dtype=np.float64)
-    # In slices: float64 copies of a whole data set would not fit in memory.
-    squares = sum(
-        np.square(train_x[i : i + 1000] - mean).sum(axis=axes) for i in range(0, len(train_x), 1000)
-    )
-    variance = squares / (train_x.size / np.size(mean))
+    moments = _moments_of_bytes if train_x.dtype == np.uint8 and train_x.size else _moments
+    mean, variance = moments(train_x)
     return Scaling(mean, 1.0 / np.sqrt(np.where(variance > 0, variance, 1.0)))
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of each channel; without a fourth axis there is one."""
+    axes = tuple(range(min(x.ndim, 3)))
+    mean = x.mean(axis=axes, dtype=np.float64)
+    # In slices: float64 copies of a whole data set would not fit in memory.
+    squares = sum(np.square(x[i : i + 1000] - mean).sum(axis=axes) for i in range(0, len(x), 1000))
+    return mean, squares / (x.size / np.size(mean))
+
+
+def _moments_of_bytes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_moments` does, of bytes: exactly, as sums of integers, and many times as fast.
+
+    Sums of 256 squares of bytes are below 2^24, so that products in float32 hold them to the digit.
+    """
+    shape = x.shape[3:4]
+    x = x.reshape(len(x), -1)
+    sums, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for i in range(0, len(x), 256):
+        some = x[i : i + 256].astype(np.float32)
+        sums += column_sums(some)
+        squares += column_sums(np.square(some, out=some))
+    channels = math.prod(shape)
+    n = x.size // channels
+    totals = [[int(v) for v in each.reshape(-1, channels).sum(axis=0)] for each in (sums, squares)]
+    mean = np.array([s / n for s in totals[0]]).reshape(shape)
+    variance = np.array([(n * q - s * s) / n**2 for s, q in zip(*totals, strict=True)]).reshape(shape)
+    return mean, variance
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npgait.data import array_data, scaling_of
 
@@ -44,6 +46,22 @@ def test_standard_scaling_of_many_images_is_that_of_all_of_them(rng):
     scaling = scaling_of(images, "standard")
     assert scaling.shift == pytest.approx(images.mean())
     assert scaling.scale == pytest.approx(1 / images.std())
+
+
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 600), st.integers(1, 4)),
+        st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5)),
+        st.tuples(st.integers(1, 300), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
+    ),
+    lowest=st.sampled_from([0, 254, 255]),
+)
+def test_bytes_are_scaled_as_other_numbers_are(shape, lowest):
+    x = np.random.default_rng(shape[0]).integers(lowest, 256, shape, dtype=np.uint8)
+    got, expected = scaling_of(x, "standard"), scaling_of(x.astype(float), "standard")
+    for one, other in ((got.shift, expected.shift), (got.scale, expected.scale)):
+        assert np.shape(one) == np.shape(other)
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_a_constant_channel_is_not_divided_by_zero():
