@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -285,6 +285,10 @@ def synchronise(device: Device) -> None:
         device.xp.cuda.get_current_stream().synchronize()
 
 
-def peak_memory(device: Device) -> int:
-    """Return the most bytes that CuPy's memory pool has held on a GPU."""
-    return int(device.xp.get_default_memory_pool().total_bytes())
+def memory_taken(device: Device, work: Callable[[], Any]) -> int:
+    """Return the bytes that `work` takes on a GPU beyond those that are in use before it."""
+    pool = device.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    work()
+    return int(pool.total_bytes()) - int(before)

@@ -130,11 +130,15 @@ def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
         diagonal[...] = before
 
 
-def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_iterations: int = 200) -> float:
+POWERS = 4  # of R between two looks at what they have come to, each of which a GPU waits for
+
+
+def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_looks: int = 50) -> float:
     """Return ||R||_2 of a symmetric R (n, n).
 
     Exact (from the eigenvalues) up to n = 256. Above, by power iteration on a block of eight vectors,
-    stopped when the estimate moves by less than `tolerance` (relative); it approaches from below.
+    stopped when the estimate moves by less than `tolerance` (relative) from one look to the next; it
+    approaches from below.
     """
     xp = array_module(R)
     n = len(R)
@@ -143,9 +147,12 @@ def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_iterations: int = 20
     if n <= 256:
         return float(xp.abs(xp.linalg.eigvalsh(R)).max())
     V = xp.asarray(np.random.default_rng(0).standard_normal((n, 8)), dtype=R.dtype)
-    norm = 0.0
-    for _ in range(max_iterations):
-        V, _ = xp.linalg.qr(R @ V)
+    norm, size = 0.0, float(xp.abs(R).max())
+    for _ in range(max_looks if size else 0):
+        for _ in range(POWERS):
+            V = R @ V
+            V /= size  # of the largest value, so that powers neither overflow nor vanish
+        V, _ = xp.linalg.qr(V)
         previous, norm = norm, float(xp.abs(xp.linalg.eigvalsh(V.T @ R @ V)).max())
         if abs(norm - previous) <= tolerance * norm:
             break

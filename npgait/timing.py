@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from npgait.backend import Array, Device, peak_memory, synchronise
+from npgait.backend import Array, Device, memory_taken, synchronise
 from npgait.inverse import InverseSolver, SolveReport
 from npgait.network import Layer, Network
 from npgait.orthogonality import gram
@@ -180,11 +180,10 @@ def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int,
 def step_memory(network: Network, recipe: Recipe, batch: Batch) -> int:
     """Return the most bytes that parameters, optimizer, batch and one step take together."""
     device = network.device
-    if device.is_gpu:
-        train_step(network, recipe, *batch)
-        return peak_memory(device)
-    state = recipe.optimizer.state().values()
+    state = [array for array in recipe.optimizer.state().values() if hasattr(array, "nbytes")]
     held = sum(array.nbytes for array in (*network.parameters(), *state, *batch))
+    if device.is_gpu:
+        return held + memory_taken(device, lambda: train_step(network, recipe, *batch))
     tracemalloc.start()
     try:
         train_step(network, recipe, *batch)

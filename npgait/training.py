@@ -98,8 +98,10 @@ def train(
             progress.streams = streams.save()
         else:
             streams.restore(progress.streams)  # an epoch that goes on has the order it began with
+        started = time.perf_counter()
         for x, labels in train_data.shuffled(batch_size, streams, start=progress.batch):
-            started = time.perf_counter()
+            if not network.device.is_gpu:  # whose loader, and looks, wait for the steps before
+                started = time.perf_counter()
             measured: list[LayerMeasures] = []
             due = measure_every > 0 and progress.step % measure_every == 0
             loss, y = make_step(
@@ -108,12 +110,13 @@ def train(
             progress.tally.add(loss, y, labels)
             progress.batch += 1
             progress.step += 1
-            progress.seconds += time.perf_counter() - started
-            if progress.step % LOOK_EVERY == 0:
+            if progress.step % LOOK_EVERY == 0 or progress.batch == batches:
                 check_finite(progress)
+            progress.seconds += time.perf_counter() - started
             if measured:
                 yield Measured(progress.step, epoch, measured)
             yield StepDone(progress.step, epoch, progress.batch, batches, _late_mean(loss))
+            started = time.perf_counter()
         yield _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
 
 

@@ -272,7 +272,9 @@ def make() -> types.ModuleType:
         MemoryPool=lambda: types.SimpleNamespace(malloc=None),
         using_allocator=lambda malloc: contextlib.nullcontext(),
     )
-    pool = types.SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
+    pool = types.SimpleNamespace(
+        total_bytes=lambda: 0, used_bytes=lambda: 0, free_all_blocks=lambda: None
+    )
     strides = types.SimpleNamespace(stride_tricks=_Module(np.lib.stride_tricks))
     return _Module(
         np,

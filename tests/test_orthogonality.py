@@ -112,6 +112,13 @@ def test_spectral_norm_is_the_largest_singular_value(n, device, rng):
     assert spectral_norm(R) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1e15, 1e30])
+def test_spectral_norm_of_small_and_large_matrices_neither_vanishes_nor_overflows(size, dtype, rng):
+    A = rng.standard_normal((300, 300))
+    R = (A + A.T) / np.linalg.norm(A + A.T, 2) * size
+    assert spectral_norm(R.astype(dtype)) == pytest.approx(size, rel=0.02)
+
+
 def test_spectral_norm_of_weights_that_are_not_finite_is_infinite():
     assert spectral_norm(np.full((4, 4), np.nan)) == np.inf
 
