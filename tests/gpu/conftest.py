@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 
 import numpy as np
@@ -13,7 +14,7 @@ from npgait.backend import Device, DeviceError, select_device
 @pytest.fixture(scope="session")
 def gpu() -> Device:
     try:
-        return select_device("gpu")
+        return select_device(os.environ.get("NPGAIT_TEST_DEVICE", "gpu"))
     except DeviceError as error:
         pytest.skip(str(error))
 

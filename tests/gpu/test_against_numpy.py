@@ -114,7 +114,7 @@ def test_whole_steps_end_where_numpys_do(name, kind, gpu, rng):
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 @pytest.mark.parametrize("name", ["bp", "gait"])
 def test_steps_replayed_from_a_graph_end_where_numpys_do(name, kind, gpu, rng, record_property):
-    """Where CuPy records them (14 or later), the steps between two looks; elsewhere every step."""
+    """Where they can be recorded, the steps between two looks; elsewhere every step."""
     network = networks(kind, True, "float64", int(rng.integers(1 << 30)))
     twin = on_gpu(network, gpu)
     steppers = [

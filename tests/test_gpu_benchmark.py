@@ -1,0 +1,94 @@
+"""benchmarks/gpu.py, with a stand-in for CuPy: one case whole, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from npgait import backend, timing
+from npgait.cli import bench
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="benchmarks/ is not here")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark_gpu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "set_precision", lambda precision: None)
+    monkeypatch.setattr(module, "STEPS", 3)
+    return module
+
+
+def row(name, **values):
+    numbers = ("seconds", "samples_per_second", "share_of_product_rate", "share_of_floor", "ratio_to_bp")
+    return {
+        "name": name, "batch_size": 8, "peak_bytes": 1 << 20, "replay_refused": "", "replayed_steps": 3,
+        **dict.fromkeys(numbers, 1.0), **values,
+    }  # fmt: skip
+
+
+def test_a_case_is_timed_and_written(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr(timing, "product_rate", None)
+    monkeypatch.setattr(bench, "product_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr(bench, "bandwidth", lambda device: 1e12)
+    report = script.Report("card", tmp_path / "gpu")
+    assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (32,), lambda: 0.0)
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("gait") == 2  # in two precisions,
+    assert table.count("-bp") == 2  # each beside backpropagation
+    assert table.count(" yes") == 4, table  # all replayed from graphs
+    results = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    assert [r["precision"] for r in results] == list(backend.PRECISIONS)
+    for result in results:
+        for experiment in result["result"]["experiments"]:
+            assert experiment["seconds"] > 0
+            assert experiment["replay_refused"] == ""
+
+
+def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
+    script, fake_gpu, monkeypatch, tmp_path  # noqa: F811
+):  # fmt: skip
+    clock = [0.0]
+
+    def measure(experiments, device, data_dir, steps):
+        clock[0] += 100
+        if experiments[0].batch_size == 16 and clock[0] < 400:
+            raise RuntimeError("cuBLAS is unwell\nand more")
+        return {"experiments": [row(e.name) for e in experiments]}
+
+    monkeypatch.setattr(script, "measure", measure)
+    report = script.Report("card", tmp_path / "gpu")
+    good = script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: clock[0])
+    assert not good
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("RuntimeError: cuBLAS is unwell") == 1
+    assert "and more" not in table
+    # 8 twice and 16 twice are done by 400; 32 would take twice the time of 16, which is too much.
+    assert table.count("no time left") == 2
+    assert [r["batch"] for r in json.loads((tmp_path / "gpu.json").read_text())["results"]] == [
+        8, 8, 16, 16, 32, 32,
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_backpropagation_is_timed_once_for_each_network(script):
+    for presets in script.CASES.values():
+        names = [(e.name, e.rule) for e in script._of(presets, 64)]
+        assert [rule for _, rule in names].count("bp") == 1
+        assert names[0][1] == "bp"
+        assert len(names) == len(presets) + 1
+
+
+def test_without_a_gpu_it_says_so(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
+    assert script.main() == 2
+    assert "there is no GPU to measure" in capsys.readouterr().err
