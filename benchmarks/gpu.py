@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--device gpu] [--out gpu]
 
 Runs the numerical tests of tests/gpu, then times a step of every network at batch 256 to 4096, in
-float32 and TF32, beside its floor, and writes OUT.md (one table) and OUT.json, anew after each case: what
-was measured stays, whatever becomes of the rest.
+float32 and TF32, beside its floor, and writes OUT.md (one table) and OUT.json, anew after each case:
+what was measured stays, whatever becomes of the rest.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> int:
     """Test, time, write; status 1 where tests or cases fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="gpu", help="gpu or gpu:N")
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="name of both files, less .md, .json")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="files, less .md and .json")
     options = parser.parse_args()
     started = time.monotonic()
     try:
@@ -122,13 +122,14 @@ def time_cases(
                 if began + took.get(case, 0.0) * batch > LIMIT:
                     report.add(case, precision, batch, "no time left")
                     continue
+                result: dict[str, Any] | str
                 try:
-                    report.add(case, precision, batch, measure(_of(presets, batch), device, None, STEPS))
-                except Exception as error:  # noqa: BLE001 - whatever it is, the other cases go on
+                    result = measure(_of(presets, batch), device, None, STEPS)
+                except Exception as error:  # whatever it is, the other cases go on
                     good &= isinstance(error, MemoryError)  # CuPy's is one
-                    report.add(case, precision, batch, f"{type(error).__name__}: {error}".splitlines()[0])
-                finally:
-                    device.xp.get_default_memory_pool().free_all_blocks()
+                    result = f"{type(error).__name__}: {error}".splitlines()[0]
+                report.add(case, precision, batch, result)
+                device.xp.get_default_memory_pool().free_all_blocks()
                 took[case] = (passed() - began) / batch
                 print(f"{case}, {precision}, batch {batch}: {passed() - began:.0f} s", flush=True)
     return good

@@ -93,7 +93,7 @@ class Cublas:
             UPPER, trans, n, k, alpha_, A.data.ptr, a[1], beta_, C.data.ptr, n,
         ))  # fmt: skip
 
-    def _scaled(self, name: str, alpha: Array | float, beta: float, C: Array, arguments: Any) -> None:
+    def _scaled(self, name: str, alpha: Any, beta: float, C: Array, arguments: Any) -> None:
         """Call a function of cuBLAS with addresses of alpha and beta, on the current stream."""
         dtype, stream = str(C.dtype), self.xp.cuda.get_current_stream()
         self._call("cublasSetStream_v2", self.handle, stream.ptr)

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis import given
-from hypothesis import strategies as st
 
 from npgait.data import array_data, scaling_of
 
