@@ -249,7 +249,7 @@ DEFECTS = [
     Defect("replay: Adam's t not counted", "npgait/replay.py",
            "(t + 1, [products", "(t, [products", "tests/test_replay.py"),
     Defect("replay: one recording for all terms and batches", "npgait/replay.py",
-           "(x.shape, x.dtype, labels.shape, labels.dtype, self._due(step)),", "(),",
+           "(x.shape, x.dtype, labels.shape, labels.dtype, self._due(step), precision_of(x)),", "(),",
            "tests/test_replay.py"),
     Defect("kernel: Adam's clock stands", "npgait/kernels/elementwise.cu",
            "clock[0] = t;", ";", "tests/test_kernels.py tests/test_replay.py"),

@@ -265,12 +265,13 @@ def precision_of(x: Array) -> str:
 
 
 @contextmanager
-def in_float32() -> Iterator[None]:
-    """Within it float32 products on a GPU are no TF32: what is measured by them is good to 1e-6."""
-    products = sys.modules.get("cupy._core._routines_linalg")
-    if products is None:
+def in_float32(x: Array) -> Iterator[None]:
+    """Within it products of `x` are no TF32: what is measured by them is good to 1e-6."""
+    if precision_of(x) != "tf32":
         yield
         return
+    from cupy._core import _routines_linalg as products
+
     before = products.get_compute_type(np.dtype(np.float32))
     products.set_compute_type(np.dtype(np.float32), products.COMPUTE_TYPE_FP32)
     try:

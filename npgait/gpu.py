@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -66,15 +67,18 @@ def uploader(device: Device) -> Uploader:
 class Recorder:
     """Records what a GPU is asked to do in a CUDA graph, without its being done.
 
-    What is allocated meanwhile comes from a memory pool that nothing else uses: a graph reads and writes
-    the same addresses each time that it is launched.
+    What is allocated meanwhile comes from a memory pool that nothing else uses, and that gives nothing
+    back: a graph reads and writes the same addresses each time that it is launched. Graphs share it, so
+    they are launched on one stream, one after the other.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.cuda = device.xp.cuda
         self.stream = self.cuda.Stream(non_blocking=True)
-        self.pool = self.cuda.MemoryPool()
+        self.pool = self.cuda.MemoryPool(functools.partial(_memory, self.cuda))
+        self.pool.set_limit(size=0)  # none
+        self.lock = threading.Lock()
         cublas_of(device)  # made before anything is recorded
 
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
@@ -82,7 +86,7 @@ class Recorder:
 
         Whatever CuPy and the driver refuse to record ends in an exception of theirs.
         """
-        with self.stream, self.cuda.using_allocator(self.pool.malloc):
+        with self.lock, self.stream, self.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
                 with in_recordings(self.device):
@@ -92,3 +96,20 @@ class Recorder:
                     self.stream.end_capture()
                 raise
             return self.stream.end_capture(), result
+
+
+def _memory(cuda: Any, size: int) -> Any:
+    """Return `size` bytes of the device, or raise a MemoryError.
+
+    At CUDA's own error CuPy's pool would free what it holds, and graphs use, and try again.
+    """
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"no {size} bytes are left to record a step in: {error}") from None
+
+
+@functools.cache
+def recorder(device: Device) -> Recorder:
+    """Return the one recorder of a GPU."""
+    return Recorder(device)

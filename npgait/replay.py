@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from npgait.backend import Array, array_module
-from npgait.gpu import Recorder
+from npgait.backend import Array, array_module, precision_of
+from npgait.gpu import recorder
 from npgait.metrics import LayerMeasures
 from npgait.network import Network
 from npgait.step import Recipe, train_step
@@ -66,7 +66,6 @@ class Stepper:
     replayed: int = 0  # steps so far
     recordings: dict[Hashable, Recording] = field(default_factory=dict, repr=False)
     _seen: set[Hashable] = field(default_factory=set, repr=False)
-    _recorder: Recorder | None = field(default=None, repr=False)
 
     def __call__(
         self,
@@ -100,7 +99,7 @@ class Stepper:
         plans = [solver.plans.get(product) for product in self._products(step)]
         numbers = [*vars(self.recipe).values(), *vars(self.recipe.optimizer).values()]
         return (
-            (x.shape, x.dtype, labels.shape, labels.dtype, self._due(step)),
+            (x.shape, x.dtype, labels.shape, labels.dtype, self._due(step), precision_of(x)),
             tuple((plan.method, plan.terms) for plan in plans if plan),
             tuple(value for value in numbers if isinstance(value, float | bool | str)),
             tuple(map(id, (self.recipe.rule, self.recipe.loss, *self._changed()))),
@@ -147,17 +146,16 @@ class Stepper:
     def _record(self, key: Hashable, x: Array, labels: Array, step: int) -> tuple[Array, Array]:
         """Make a step and record it too; keep the recording if its replay ends where the step did."""
         network, recipe = self.network, self.recipe
-        before = [array.copy() for array in self._changed()]
         counts = self._counts(step)
-        x_, labels_ = x.copy(), labels.copy()
-        recording = None
+        before, recording = [], None
         try:
-            self._recorder = self._recorder or Recorder(network.device)
-            graph, results = self._recorder(lambda: train_step(network, recipe, x_, labels_, step=step))
+            before = [array.copy() for array in self._changed()]
+            x_, labels_ = x.copy(), labels.copy()
+            record = recorder(network.device)
+            graph, results = record(lambda: train_step(network, recipe, x_, labels_, step=step))
             recording = Recording(graph, x_, labels_, results, self._changed())
         except Exception as error:  # CuPy and the driver have many ways to refuse
-            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._recorder = None  # and the memory that it took
+            self._refuse(error)
         self._set_counts(step, counts)
         loss, y = train_step(network, recipe, x, labels, step=step)
         if recording is not None and self._ends_as(before, recording, x, labels):
@@ -168,16 +166,23 @@ class Stepper:
 
     def _ends_as(self, before: list[Array], recording: Recording, x: Array, labels: Array) -> bool:
         """Return whether a replay ends where the step just made did, both from `before`."""
-        after = [array.copy() for array in recording.changed]
-        for array, value in zip(recording.changed, before, strict=True):
-            array[...] = value
-        recording.launch(x, labels)
-        if all(map(_close, recording.changed, after, before)):
-            return True
-        self.refused = "a replayed step did not end where the step itself had"
-        for array, value in zip(recording.changed, after, strict=True):
-            array[...] = value
+        after: list[Array] = []
+        try:
+            after = [array.copy() for array in recording.changed]
+            _restore(recording.changed, before)
+            recording.launch(x, labels)
+            if all(map(_close, recording.changed, after, before)):
+                return True
+            self.refused = "a replayed step did not end where the step itself had"
+        except Exception as error:  # no memory left, say
+            self._refuse(error)
+        if after:
+            _restore(recording.changed, after)
         return False
+
+    def _refuse(self, error: Exception) -> None:
+        """Make every step one by one from here on, and keep the reason."""
+        self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _counts(self, step: int) -> tuple[int, list[int]]:
         """Return what the host counts of steps: Adam's t, and how often each product was made."""
@@ -191,6 +196,11 @@ class Stepper:
             self.recipe.optimizer.t = t
         for product, products in zip(self._products(step), made, strict=True):
             self.recipe.rule.solver.plans[product].made = products
+
+
+def _restore(arrays: list[Array], values: list[Array]) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        array[...] = value
 
 
 def _close(got: Array, expected: Array, start: Array) -> bool:

@@ -130,6 +130,6 @@ def relative_residual(z: Array, d: Array, W: Array) -> float:
     xp = array_module(d)
     u = d.shape[-1]
     norm = float(xp.linalg.norm(d))
-    with in_float32():  # TF32 would be taken for the residual
+    with in_float32(d):  # TF32 would be taken for the residual
         difference = float(xp.linalg.norm(z.reshape(-1, len(W)) @ W[:, :u] - d.reshape(-1, u)))
     return difference / norm if norm else difference

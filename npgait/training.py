@@ -100,7 +100,7 @@ def train(
             streams.restore(progress.streams)  # an epoch that goes on has the order it began with
         started = time.perf_counter()
         for x, labels in train_data.shuffled(batch_size, streams, start=progress.batch):
-            if not network.device.is_gpu:  # whose loader, and looks, wait for the steps before
+            if not network.device.is_gpu:  # whose loader waits for the steps before
                 started = time.perf_counter()
             measured: list[LayerMeasures] = []
             due = measure_every > 0 and progress.step % measure_every == 0
@@ -112,11 +112,13 @@ def train(
             progress.step += 1
             if progress.step % LOOK_EVERY == 0 or progress.batch == batches:
                 check_finite(progress)
-            progress.seconds += time.perf_counter() - started
+            # On a GPU with all that was done meanwhile: who looks at a loss waits for steps.
+            now = time.perf_counter()
+            progress.seconds += now - started
+            started = now
             if measured:
                 yield Measured(progress.step, epoch, measured)
             yield StepDone(progress.step, epoch, progress.batch, batches, _late_mean(loss))
-            started = time.perf_counter()
         yield _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
 
 

@@ -223,6 +223,14 @@ class _Event:
         pass
 
 
+class _Pool:
+    def __init__(self, allocator):
+        self.malloc = allocator
+
+    def set_limit(self, size):
+        assert size == 0
+
+
 class _Graph:
     def __init__(self, work):
         self.work = work
@@ -269,7 +277,9 @@ def make() -> types.ModuleType:
         Stream=_Stream,
         Event=_Event,
         alloc_pinned_memory=bytearray,
-        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
+        MemoryPool=lambda allocator: types.SimpleNamespace(
+            malloc=allocator, set_limit=lambda size: None
+        ),
         using_allocator=lambda malloc: contextlib.nullcontext(),
     )
     pool = types.SimpleNamespace(
@@ -301,9 +311,9 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(cublas, "_library", lambda device: FakeCublas(_change))
     monkeypatch.setitem(sys.modules, "cupy.cublas", sys.modules["cupy"].cublas)
     monkeypatch.setattr(kernels, "launch_kernel", _launch)
-    for made in (gpu.uploader, cublas.cublas_of):
+    for made in (gpu.uploader, gpu.recorder, cublas.cublas_of):
         made.cache_clear()
     Counter.waits = 0
     yield backend.select_device("gpu")
-    for made in (gpu.uploader, cublas.cublas_of):
+    for made in (gpu.uploader, gpu.recorder, cublas.cublas_of):
         made.cache_clear()

@@ -115,10 +115,12 @@ def test_tf32_is_chosen_seen_and_left_for_what_is_measured(cupys_products, fake_
     assert backend.precision_of(x) == "tf32"
     assert backend.precision_of(x.astype(np.float64)) == "float64"
     assert backend.precision_of(np.ones(3, np.float32)) == "float32"
-    with backend.in_float32():
+    with backend.in_float32(x):
         assert backend.precision_of(x) == "float32"
+    with backend.in_float32(np.ones(3, np.float32)):  # which is none of CuPy's business
+        assert backend.precision_of(x) == "tf32"
     assert backend.precision_of(x) == "tf32"
-    with pytest.raises(KeyError), backend.in_float32():
+    with pytest.raises(KeyError), backend.in_float32(x):
         raise KeyError
     assert backend.precision_of(x) == "tf32"
     backend.set_precision("float32")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from npgait import gpu, replay
 from npgait.backend import CPU, to_host
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import SGD, Adam, Momentum
-from npgait.replay import MOST, Stepper
+from npgait.replay import MOST, Recording, Stepper
 from npgait.rules import NAMES, bind
 from npgait.step import Recipe, train_step
 from tests.fake_cupy import Counter, fake_gpu  # noqa: F401 - a fixture
@@ -157,6 +159,51 @@ def test_a_replay_that_ends_elsewhere_is_not_trusted(fake_gpu, monkeypatch):  # 
         stepper(x, labels)
     assert stepper.refused == "a replayed step did not end where the step itself had"
     assert stepper.replayed == 0
+
+
+def test_a_recording_that_cannot_be_launched_is_not_kept_and_nothing_is_lost(
+    fake_gpu, monkeypatch  # noqa: F811
+):  # fmt: skip
+    def launch(recording, x, labels):
+        recording.changed[0][...] = np.nan
+        raise MemoryError("no place for the graph")
+
+    monkeypatch.setattr(Recording, "launch", launch)
+    cpu, gpu, stepper, _ = both(fake_gpu, "dense", lambda net: recipe_for(net, "bp"), [6] * 6, "bp")
+    assert stepper.refused == "MemoryError: no place for the graph"
+    assert (stepper.replayed, stepper.recordings) == (0, {})
+    assert stepper.recipe.optimizer.t == 6
+    assert_equal(cpu, gpu)
+
+
+def test_a_recording_is_for_one_precision(fake_gpu, monkeypatch):  # noqa: F811
+    network = network_on(fake_gpu, "dense", "bp", "float32")
+    stepper = Stepper(network, recipe_for(network, "bp"))
+    x, labels = batches(network, [6])[0]
+    x, labels = fake_gpu.xp.asarray(x.astype(np.float32)), fake_gpu.xp.asarray(labels)
+    for precision in ("float32", "tf32"):
+        monkeypatch.setattr(replay, "precision_of", lambda x, chosen=precision: chosen)
+        for _ in range(4):
+            stepper(x, labels)
+    assert len(stepper.recordings) == 2
+
+
+def test_memory_that_is_not_there_is_an_error_at_which_cupy_frees_nothing():
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def no_memory(size):
+        raise CUDARuntimeError("cudaErrorMemoryAllocation")
+
+    cuda = types.SimpleNamespace(
+        Memory=no_memory,
+        MemoryPointer=lambda memory, at: (memory, at),
+        runtime=types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+    )
+    with pytest.raises(MemoryError, match="no 512 bytes are left"):
+        gpu._memory(cuda, 512)
+    cuda.Memory = lambda size: f"{size} bytes"
+    assert gpu._memory(cuda, 512) == ("512 bytes", 0)
 
 
 def test_absolute_targets_measured_steps_and_the_cpu_are_never_recorded(fake_gpu):  # noqa: F811
