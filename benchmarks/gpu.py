@@ -27,6 +27,7 @@ from npgait.config import Experiment
 
 TESTS = Path(__file__).parents[1] / "tests" / "gpu"
 LIMIT = 500.0  # seconds, by which the last case has to be done: what would not be is left out, and said
+TESTS_LIMIT = 240.0  # seconds
 STEPS = 15  # timed, of each experiment of a case
 # A network's presets; backpropagation through it is timed with them.
 CASES = {
@@ -92,16 +93,22 @@ def main() -> int:
     except DeviceError as error:
         print(f"there is no GPU to measure: {error}", file=sys.stderr)
         return 2
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", str(TESTS)],
-        env={**os.environ, "NPGAIT_TEST_DEVICE": device.name},
-        check=False,
-    )
-    passed = tests.returncode == 0
+    passed = run_tests(device)
     report = Report(f"{_card(device)}; tests {'passed' if passed else 'FAILED'}", options.out)
     passed &= time_cases(report, device, CASES, BATCHES, lambda: time.monotonic() - started)
     print(report)
     return int(not passed)
+
+
+def run_tests(device: Device) -> bool:
+    """Return whether the tests of tests/gpu pass on the device, and in time."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", str(TESTS)]
+    environment = {**os.environ, "NPGAIT_TEST_DEVICE": device.name}
+    try:
+        return subprocess.run(command, env=environment, timeout=TESTS_LIMIT, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"the tests were not done after {TESTS_LIMIT:.0f} s", file=sys.stderr)
+        return False
 
 
 def time_cases(
@@ -113,14 +120,15 @@ def time_cases(
 ) -> bool:
     """Time every case; return whether none failed. `passed` tells the seconds since the beginning."""
     good = True
-    took: dict[str, float] = {}  # seconds a sample of a batch, when the case last ran
+    took: dict[str, tuple[float, int]] = {}  # seconds and batch of a case, when it last ran
+    broken = ""
     for batch in batches:
         for precision in PRECISIONS:
             set_precision(precision)
             for case, presets in cases.items():
                 began = passed()
-                if began + took.get(case, 0.0) * batch > LIMIT:
-                    report.add(case, precision, batch, "no time left")
+                if broken or began + _expected(took.get(case), batch) > LIMIT:
+                    report.add(case, precision, batch, broken or "no time left")
                     continue
                 result: dict[str, Any] | str
                 try:
@@ -128,11 +136,20 @@ def time_cases(
                 except Exception as error:  # whatever it is, the other cases go on
                     good &= isinstance(error, MemoryError)  # CuPy's is one
                     result = f"{type(error).__name__}: {error}".splitlines()[0]
+                    if type(error).__name__ == "CUDARuntimeError":  # after which nothing runs any more
+                        broken = "not run: the device had failed"
                 report.add(case, precision, batch, result)
-                device.xp.get_default_memory_pool().free_all_blocks()
-                took[case] = (passed() - began) / batch
+                if not broken:
+                    device.xp.get_default_memory_pool().free_all_blocks()
+                took[case] = passed() - began, batch
                 print(f"{case}, {precision}, batch {batch}: {passed() - began:.0f} s", flush=True)
     return good
+
+
+def _expected(last: tuple[float, int] | None, batch: int) -> float:
+    """Return the seconds that a case will take: half of what it took grows with the batch."""
+    seconds, before = last or (0.0, batch)
+    return seconds * (1 + batch / before) / 2
 
 
 def _of(presets: tuple[str, ...], batch: int) -> list[Experiment]:

@@ -72,12 +72,42 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     table = (tmp_path / "gpu.md").read_text()
     assert table.count("RuntimeError: cuBLAS is unwell") == 1
     assert "and more" not in table
-    # 8 twice and 16 twice are done by 400; 32 would take twice the time of 16, which is too much.
+    # 8 twice and 16 twice are done by 400; 32 would take half as long again as 16, which is too much.
     assert table.count("no time left") == 2
     assert [r["batch"] for r in json.loads((tmp_path / "gpu.json").read_text())["results"]] == [
         8, 8, 16, 16, 32, 32,
     ]  # fmt: skip
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_after_an_error_of_cuda_nothing_more_is_run(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def measure(experiments, device, data_dir, steps):
+        if experiments[0].batch_size == 16:
+            raise CUDARuntimeError("cudaErrorIllegalAddress")
+        return {"experiments": [row(e.name) for e in experiments]}
+
+    monkeypatch.setattr(script, "measure", measure)
+    report = script.Report("card", tmp_path / "gpu")
+    assert not script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: 0.0)
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("cudaErrorIllegalAddress") == 1
+    assert table.count("not run: the device had failed") == 3
+
+
+def test_tests_that_fail_or_hang_are_not_passed(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    for body, limit, passed in (
+        ("pass", 60, True),
+        ("assert False", 60, False),
+        ("time.sleep(60)", 0.5, False),
+    ):
+        path = tmp_path / f"test_{limit}_{passed}.py"
+        path.write_text(f"import time, pytest\n@pytest.mark.gpu\ndef test_it():\n    {body}\n")
+        monkeypatch.setattr(script, "TESTS", path)
+        monkeypatch.setattr(script, "TESTS_LIMIT", limit)
+        assert script.run_tests(fake_gpu) is passed
 
 
 def test_backpropagation_is_timed_once_for_each_network(script):
