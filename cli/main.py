@@ -20,13 +20,13 @@ from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
 from npgait.export import ExportError
-from npgait.inverse import SingularWeightsError
+from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
 from npgait.loaders import DataError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
 MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError, ExportError)
-FAILURES = (TrainingDivergedError, SingularWeightsError, MemoryError)
+FAILURES = (TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError, MemoryError)
 
 
 class BadUsage(click.ClickException):
@@ -50,6 +50,8 @@ class ReportingGroup(click.Group):
             return super().invoke(ctx)
         except MISTAKES as error:
             raise BadUsage(str(error)) from error
+        except BrokenPipeError:
+            raise  # click ends quietly where nobody reads on
         except OSError as error:
             raise FailedRun(f"{error.filename or 'a file'}: {error.strerror or error}") from error
         except FAILURES as error:

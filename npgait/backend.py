@@ -150,8 +150,10 @@ def as_array(x: Any, xp: ModuleType | None = None) -> Array:
     Raises
     ------
     TypeError
-        If `x` is an array that neither NumPy nor CuPy can take.
+        If `x` is an array that neither NumPy nor CuPy can take, or masked.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("x is a masked array; fill in or leave out what is masked (x.filled(...))")
     own = array_module(x)
     if own is np and not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
         x = _from_dlpack(x)

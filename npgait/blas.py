@@ -202,6 +202,8 @@ def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: fl
         return False
     if np.may_share_memory(C, A) or np.may_share_memory(C, B):
         return False
+    if not C.flags.writeable:
+        raise ValueError("output array is read-only")  # as NumPy says; C would write all the same
     if c[0] == TRANSPOSED:  # C^T = B^T A^T
         return _by_blas(alpha, B.T, A.T, C.T, beta)
     sizes = len(A), B.shape[1], len(B)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
 from npgait.initialisation import INITIALISATIONS
@@ -173,7 +175,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     numbers: Sequence[Any] = [value]
     if kind is float and is_number:
-        value = float(value)
+        value = _as_float(value)
         fits = math.isfinite(value)
         numbers = [value]
     elif kind is tuple:
@@ -192,6 +194,14 @@ def _checked(key: str, value: Any, where: str) -> Any:
         got = list(value) if isinstance(value, tuple) else value
         raise ConfigError(f"{where}: key {key!r} is {got!r}; expected {_expected(key)}")
     return value
+
+
+def _as_float(number: float) -> float:
+    """Return a number as a float, infinity where it is an integer beyond the range of floats."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _in_range(
@@ -233,6 +243,8 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
     elif e.ortho_decoupled and e.ortho_strength > 1:
         problem = f"key 'ortho_strength' is {e.ortho_strength}; decoupled it is stable up to 1"
+    elif np.dtype(e.dtype).type(e.epsilon) == 0:
+        problem = f"key 'epsilon' is {e.epsilon}, which is 0 in {e.dtype}"
     elif e.network != "imagenet" and e.patch_bytes is not None:
         problem = "key 'patch_bytes' belongs to network 'imagenet'"
     elif e.network not in ("square", "tower") and e.output_activation != "same":

@@ -66,11 +66,13 @@ def _parse(path: Path, text: str | None) -> dict[str, Any]:
                 raw = file.read(MAX_FILE_BYTES + 1)
             if len(raw) > MAX_FILE_BYTES:
                 raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
-            text = raw.decode("utf-8")
+            text = raw.decode("utf-8-sig")
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, say, or too many digits
         raise ConfigError(f"{path.name}: not TOML: {error}") from error
 
 
@@ -92,6 +94,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value.strip()
+    except (ValueError, RecursionError) as error:  # too many digits, or brackets
+        raise ConfigError(f"--set {key}: cannot be read: {error}") from error
 
 
 def to_toml(experiments: Iterable[Experiment]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from npgait.data import ArrayData, array_data
 from npgait.losses import LOSSES
 from npgait.network import Network
@@ -68,6 +70,11 @@ def fit(
     """
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is {value!r}; expected an integer")
+    if not isinstance(rule, str | Rule):
+        raise TypeError(f"rule is {rule!r}; expected a name such as 'gait', or a rule of rules.bind")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs is {epochs}, batch_size is {batch_size}; expected at least 1")
     streams = random_streams(seed)

@@ -16,6 +16,10 @@ class SingularWeightsError(ArithmeticError):
     """A weight matrix that has to be inverted has no inverse (to the precision of its dtype)."""
 
 
+class ErrorsNotFiniteError(ArithmeticError):
+    """The errors that reach a layer are not finite, or too large to be squared."""
+
+
 # Relative error allowed in d W^-1: well under what one training step can resolve in that precision.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "tf32": 1e-3}
 METHODS = ("auto", "series", "lu")
@@ -115,6 +119,8 @@ class InverseSolver:
             If W is neither.
         SingularWeightsError
             If W has no inverse to the precision of its dtype, or is not finite.
+        ErrorsNotFiniteError
+            If d is not finite, or so large that its norm is not.
         """
         n, m = W.shape
         if n < m:
@@ -229,8 +235,11 @@ def _direct(d: Array, W: Array, name: str) -> Array:
         raise _singular(W, name) from None
     # LU of a singular matrix rarely meets an exact zero; what it returns then solves nothing.
     if not relative_residual(z, rows, W) < 0.01:
-        if not bool(xp.isfinite(rows).all()):
-            raise ValueError(f"the errors that reach {name} are not finite")
+        if not np.isfinite(float(xp.linalg.norm(rows))):
+            raise ErrorsNotFiniteError(
+                f"the errors that reach {name} are not finite, or overflow; look at gamma, the slope of "
+                "the activation and the distance of the weights from orthogonality"
+            )
         raise _singular(W, name)
     return z.reshape(*d.shape[:-1], len(W))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -82,14 +83,14 @@ class Network:
     Parameters
     ----------
     layers : list of Layer
-        The last layer's used units are the classes.
+        The last layer's used units are the classes. Layers that share a name are numbered.
     feedback : list of array or None, optional
         Fixed random feedback weights B_l of FA or DFA, one entry a layer (None where unused).
 
     Raises
     ------
     ValueError
-        If a layer does not take what the layer below gives.
+        If a layer does not take what the layer below gives, or stands there twice.
     """
 
     layers: list[Layer]
@@ -106,6 +107,18 @@ class Network:
                 )
         if len(self.layers[-1].shape_out) != 1:
             raise ValueError(f"{self.layers[-1].name} gives images; the last layer has to be dense")
+        self._number_names()
+
+    def _number_names(self) -> None:
+        """Number the layers that share a name: files, and the solver, know a layer by it."""
+        if len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise ValueError("one layer stands in the network twice; give each its own weights")
+        names = Counter(layer.name for layer in self.layers)
+        for layer in self.layers:
+            if names[layer.name] > 1:
+                taken = {other.name for other in self.layers}
+                free = (f"{layer.name}{number}" for number in count(1))
+                layer.name = next(name for name in free if name not in taken)
 
     @property
     def shape_in(self) -> tuple[int, ...]:
@@ -162,6 +175,8 @@ class Network:
         -------
         numpy.ndarray (N,) of int64, on the host
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         x = as_array(x)
         if x.ndim < 2 or math.prod(x.shape[1:]) != math.prod(self.shape_in):
             raise ValueError(

@@ -31,6 +31,12 @@ from npgait.metrics import LayerMeasures
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
 MAX_METRICS_BYTES = 1 << 28
+EPOCH_COLUMNS = [
+    "epoch",
+    "step",
+    *(f"{part}_{value}" for part in ("train", "test") for value in ("loss", "top1", "top5")),
+    "seconds",
+]
 LAYER_COLUMNS = ["step", "epoch", *(f.name for f in fields(LayerMeasures))]
 
 
@@ -79,7 +85,7 @@ def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     A value that is missing is null in JSON and empty in CSV; NaN and infinity never stand in for it.
     """
-    rows = list(rows)
+    rows = [_in_order(row) for row in rows]
     lines = [json.dumps(_finite(row), allow_nan=False) for row in rows]
     write_text(folder / METRICS, "".join(line + "\n" for line in lines))
     epochs = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "epoch"]
@@ -92,6 +98,20 @@ def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
         for layer in row["layers"]
     ]
     write_text(folder / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+
+
+def _in_order(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its keys in one order, wherever it has been: checkpoints sort them."""
+    order = {key: number for number, key in enumerate(["kind", *EPOCH_COLUMNS])}
+    layers = row.get("layers")
+    row = {key: row[key] for key in sorted(row, key=lambda key: order.get(key, len(order)))}
+    if layers is not None:
+        rank = {key: number for number, key in enumerate(LAYER_COLUMNS)}
+        row["layers"] = [
+            {key: layer[key] for key in sorted(layer, key=lambda key: rank.get(key, len(rank)))}
+            for layer in layers
+        ]
+    return row
 
 
 def _finite(value: Any) -> Any:
@@ -132,10 +152,43 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or row.get("kind") not in ("epoch", "layers"):
+        if not _is_row(row):
             raise RunFolderError(f"{path}: line {number} is damaged")
         rows.append(row)
+    measured = [_layers_of(row) for row in rows if row["kind"] == "layers"]
+    if any(layers != measured[0] or not layers for layers in measured):
+        raise RunFolderError(f"{path}: the layers are not the same throughout")
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether a line of metrics.jsonl is what `write_metrics` writes."""
+    if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in ("epoch", "step")):
+        return False
+    if row.get("kind") == "epoch":
+        others = set(EPOCH_COLUMNS) - {"seconds"}
+        return _is_number(row.get("seconds")) and _are_numbers(row, others)
+    layers = row.get("layers")
+    return (
+        row.get("kind") == "layers"
+        and isinstance(layers, list)
+        and all(isinstance(layer, dict) and isinstance(layer.get("layer"), str) for layer in layers)
+        and all({*LAYER_COLUMNS[2:]} <= {*layer} for layer in layers)
+        and all(_are_numbers(layer, {*LAYER_COLUMNS[3:]}) for layer in layers)
+    )
+
+
+def _layers_of(row: dict[str, Any]) -> list[str]:
+    return [layer["layer"] for layer in row["layers"]]
+
+
+def _are_numbers(row: dict[str, Any], keys: Iterable[str]) -> bool:
+    """Return whether what stands under these keys, if anything does, are numbers."""
+    return all(row.get(key) is None or _is_number(row[key]) for key in keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def hidden_angle(rows: Sequence[dict[str, Any]]) -> float | None:

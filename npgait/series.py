@@ -99,6 +99,8 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
         return None, 0
     r, z = rows, None
     before = last = float(xp.linalg.norm(rows))
+    if not np.isfinite(last):
+        return None, 0
     limit = tolerance * last
     for k in range(most + 1):
         z = _corrected(z, r, W, 1 / c2)

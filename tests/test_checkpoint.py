@@ -169,7 +169,8 @@ ROWS = [
         {"layer": "output", "angle": 0.0, "norm_ratio": 1.0, "inverse_residual": 1e-7,
          "inverse_terms": 2, "orthogonality": 0.1, "crossed": 0.0, "gamma": 1e-3},
     ]},
-    {"kind": "epoch", "epoch": 1, "step": 5, "train_loss": float("nan"), "test_top1": 0.5},
+    {"kind": "epoch", "epoch": 1, "step": 5, "train_loss": float("nan"), "test_top1": 0.5,
+     "seconds": 1.5},
 ]  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def test_metrics_are_json_lines_and_two_tables(tmp_path):
     assert rows[1] == {**ROWS[1], "train_loss": None}
     with (tmp_path / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert row == {"epoch": "1", "step": "5", "train_loss": "", "test_top1": "0.5"}
+    assert row == {"epoch": "1", "step": "5", "train_loss": "", "test_top1": "0.5", "seconds": "1.5"}
     with (tmp_path / "layers.csv").open() as file:
         layers = list(csv.DictReader(file))
     assert [(r["layer"], r["angle"], r["gamma"]) for r in layers] == [
@@ -196,12 +197,43 @@ def test_the_final_angle_leaves_the_output_layer_out():
     assert hidden_angle(missing) is None
 
 
-@pytest.mark.parametrize("line", ["{", "3", '{"kind": "other"}', "\x00", "[" * 10000])
+def test_metrics_have_one_order_wherever_they_have_been(tmp_path):
+    def names():
+        return [(tmp_path / name).read_text() for name in ("metrics.jsonl", "metrics.csv", "layers.csv")]
+
+    write_metrics(tmp_path, ROWS)
+    expected = names()
+    write_metrics(tmp_path, json.loads(json.dumps(ROWS, sort_keys=True)))  # as from a checkpoint
+    assert names() == expected
+
+
+DAMAGED = [
+    "{",
+    "3",
+    '{"kind": "other"}',
+    "\x00",
+    "[" * 10000,
+    '{"kind": "epoch"}',
+    '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": "1"}',
+    '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1, "test_top1": [0.5]}',
+    '{"kind": "layers", "epoch": 1, "step": 5}',
+    '{"kind": "layers", "epoch": 1, "step": 5, "layers": [{"layer": "hidden1"}]}',
+    '{"kind": "layers", "epoch": true, "step": 5, "layers": []}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
 def test_damaged_metrics_are_one_clear_line(tmp_path, line):
     write_metrics(tmp_path, ROWS)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(RunFolderError, match="line 3 is damaged"):
+        read_metrics(tmp_path)
+
+
+def test_metrics_of_other_layers_are_damaged(tmp_path):
+    write_metrics(tmp_path, [*ROWS, {**ROWS[0], "layers": ROWS[0]["layers"][:1]}])
+    with pytest.raises(RunFolderError, match="layers are not the same"):
         read_metrics(tmp_path)
 
 

@@ -237,3 +237,23 @@ def test_the_resolved_configuration_is_complete():
         assert set(KEYS) - set(entry) <= of_other_networks | of_inverting_rules
         assert of_inverting_rules <= set(entry) or entry["rule"] in ("bp", "fa")
     assert isinstance(find_experiments("bp")[0], Experiment)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate=1" + 400 * "0", "is inf; expected a finite number"),
+        ("epochs=1" + 5000 * "0", "--set epochs: cannot be read"),
+        ("widths=" + 5000 * "[", "--set widths: cannot be read"),
+        ("epsilon=1e-320", "which is 0 in float32"),
+    ],
+)
+def test_numbers_beyond_any_range_are_mistakes_not_crashes(text, message):
+    with pytest.raises(ConfigError, match=message):
+        find_experiments("digits", dict([parse_override(text)]))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[[experiment]]\nname = "one"\n', encoding="utf-8-sig")
+    assert [e.name for e in read_experiments(path)] == ["one"]

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from npgait import blas, inverse, series
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
-from npgait.inverse import DEFAULT_TOLERANCE, InverseSolver, SingularWeightsError
+from npgait.inverse import (
+    DEFAULT_TOLERANCE,
+    ErrorsNotFiniteError,
+    InverseSolver,
+    SingularWeightsError,
+)
 from npgait.orthogonality import gram
 from tests.support import near_orthogonal, relative
 
@@ -132,7 +137,7 @@ def test_singular_weights_are_an_error_that_names_the_layer(kind, method, device
 def test_errors_that_are_not_finite_are_an_error_that_names_the_layer(value, given_gram, dtype, rng):
     W, d = near_orthogonal(rng, 8, 0.001, dtype), np.ones((3, 8), dtype)
     d[1, 2] = value
-    with pytest.raises(ValueError, match="errors that reach hidden2 are not finite"):
+    with pytest.raises(ErrorsNotFiniteError, match="errors that reach hidden2 are not finite"):
         InverseSolver()(d, W, gram(W) if given_gram else None, name="hidden2")
 
 
@@ -144,7 +149,7 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(rng):
 
 
 def test_errors_that_are_not_finite_are_not_blamed_on_the_weights(rng):
-    with pytest.raises(ValueError, match="errors that reach hidden1"):
+    with pytest.raises(ErrorsNotFiniteError, match="errors that reach hidden1"):
         InverseSolver()(np.full((1, 4), np.nan), rng.standard_normal((4, 4)), name="hidden1")
 
 
@@ -262,3 +267,15 @@ def test_tf32_products_are_asked_for_what_they_can_reach(shape, given_gram, rng,
         reports = []
         InverseSolver(1e-5, reports=reports)(d, W)
         assert reports[0].method != "refinement"
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (20, 12)])
+@pytest.mark.parametrize("given_gram", [True, False])
+def test_errors_that_overflow_are_not_blamed_on_the_weights(shape, given_gram, rng):
+    W = near_orthogonal(rng, 20, 0.1, "float32")[:, : shape[1]]
+    d = np.full((4, shape[1]), 1e30, np.float32)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ErrorsNotFiniteError, match=r"reach hidden1 .*overflow"),
+    ):
+        InverseSolver()(d, W, gram(W) if given_gram else None, name="hidden1")

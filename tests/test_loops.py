@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from npgait import kernels, models
 from npgait.activations import LeakyReLU
+from npgait.blas import gemm
 from npgait.data import Scaling
 from npgait.kernels import loops as compiled
 from npgait.kernels import patch_loops
@@ -344,3 +345,20 @@ def test_the_names_of_kernels_and_loops_are_the_same():
     for name in ("cut_patches", "add_patches"):
         assert f" {name}(" in loops_c
         assert f" {name}(" in kernels.source("patches.cu")
+
+
+@pytest.mark.parametrize("work", ["adam", "bias", "mirror", "gemm"])
+def test_arrays_that_are_read_only_are_refused_and_left_as_they_are(work, dtype, loops):
+    A = np.eye(256, dtype=dtype)
+    before = A.copy()
+    A.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        if work == "adam":
+            Adam(0.1).step([A], [np.ones_like(A)])
+        elif work == "bias":
+            LeakyReLU().biased(A, np.ones(256, dtype))
+        elif work == "mirror":
+            kernels.mirror(A)
+        else:
+            gemm(1.0, before, before, A)
+    np.testing.assert_array_equal(A, before)

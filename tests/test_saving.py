@@ -12,8 +12,9 @@ from npgait import models
 from npgait.activations import Linear
 from npgait.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from npgait.cli.main import cli
+from npgait.layers import Dense
 from npgait.network import Network
-from npgait.saving import describe
+from npgait.saving import describe, load_network, save_network
 
 KINDS = {
     "square": lambda **o: models.square(30, 4, width=20, depth=2, **o),
@@ -115,3 +116,19 @@ def test_layers_of_unknown_kinds_are_not_written(tmp_path):
     with pytest.raises(TypeError, match="expected LeakyReLU or Linear"):
         npgait.save_network(tmp_path / "net.h5", Network(network.layers))
     assert not (tmp_path / "net.h5").exists()
+
+
+def test_layers_that_share_a_name_are_numbered_and_all_of_them_saved(tmp_path, rng):
+    layers = [Dense(rng.standard_normal((6, 6)), np.zeros(6)) for _ in range(2)]
+    layers.append(Dense(rng.standard_normal((6, 3)), np.zeros(3), name="dense1"))
+    network = Network(layers)
+    assert [layer.name for layer in layers] == ["dense2", "dense3", "dense1"]
+    save_network(tmp_path / "net.h5", network)
+    x = rng.standard_normal((9, 6))
+    np.testing.assert_array_equal(load_network(tmp_path / "net.h5").output(x), network.output(x))
+
+
+def test_one_layer_cannot_stand_in_a_network_twice(rng):
+    layer = Dense(rng.standard_normal((6, 6)), np.zeros(6))
+    with pytest.raises(ValueError, match="stands in the network twice"):
+        Network([layer, layer])
