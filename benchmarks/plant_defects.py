@@ -368,6 +368,10 @@ def main() -> None:
     """Plant every defect and print what became of it."""
     words = sys.argv[1:]
     chosen = [d for d in DEFECTS if not words or any(w.lower() in d.name.lower() for w in words)]
+    if not chosen:
+        raise SystemExit(
+            __doc__ if {"-h", "--help"} & set(words) else f"no defect has {words} in its name"
+        )
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from npgait.cli.paths import NamedPath
 from npgait.cli.table import format_table
 from npgait.comparison import Group, changed_settings, group_repetitions, read_run
 from npgait.figures import four_figures, save_figures
@@ -24,16 +25,14 @@ COLUMNS = (
     ("angle", "angle to BP", "{:.2f}"),
     ("seconds", "time, s", "{:.1f}"),
 )
-runs_argument = click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+runs_argument = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=NamedPath())
 
 
 @click.command()
 @runs_argument
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     default=Path("comparison"),
     show_default=True,
     help="Folder for the figures.",
@@ -64,10 +63,10 @@ def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=NamedPath())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     help=f"Folder for the figures  [default: RUN/{PLOTS}]",
 )
 @click.option(
@@ -83,7 +82,7 @@ def plot(run: Path, out: Path | None, kind: str) -> None:
 @runs_argument
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     default=Path("report.html"),
     show_default=True,
     help="The page.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 import numpy as np
 
 from npgait.cli.interrupt import stop_on_signals
+from npgait.cli.paths import NamedPath
 from npgait.cli.progress import Lines
 from npgait.cli.table import format_table
 from npgait.files import replacing
@@ -20,7 +22,7 @@ from npgait.loaders.store.sources import KINDS
 from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
 
-path_type = click.Path(path_type=Path)
+path_type = NamedPath()
 
 
 @click.group()
@@ -205,6 +207,8 @@ def bench_command(file: Path, batch_size: int, threads: int, block: int, seconds
     Rates are the median of five measurements in a warm page cache; the share is of the first line, in
     the same run.
     """
+    if not math.isfinite(seconds):
+        raise click.BadParameter(f"{seconds} is not a finite number", param_hint="--seconds")
     store = open_store(file)
     if batch_size > len(store):
         batch_size = len(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,12 +14,13 @@ from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads, keep_memory
-from npgait.config import Experiment
+from npgait.config import ConfigError, Experiment
 from npgait.data import Source
+from npgait.files import locked
 from npgait.loaders import RESIZED, Dataset, StoredDataset
 from npgait.loaders.batches import sources
 from npgait.plots import plot_run
-from npgait.run_folder import CHECKPOINT, PLOTS, hidden_angle, read_metrics
+from npgait.run_folder import CHECKPOINT, CONFIG, PLOTS, RunFolderError, hidden_angle, read_metrics
 from npgait.session import Session, build_session, restore_session, run_session
 
 AnyDataset = Dataset | StoredDataset
@@ -50,7 +52,31 @@ def execute(
         Whether plots are drawn.
     graphs : bool
         Whether a GPU may replay steps from CUDA graphs.
+
+    Raises
+    ------
+    RunFolderError
+        If another process is at work in the folder.
     """
+    with locked(folder / CONFIG) as free:
+        if not free:
+            raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
+        stopped = _execute(folder, experiments, load, device, quiet, plots, graphs)
+    if stopped:
+        click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
+        sys.exit(128 + stopped)
+
+
+def _execute(
+    folder: Path,
+    experiments: Sequence[Experiment],
+    load: Callable[[Experiment], AnyDataset],
+    device: Device,
+    quiet: bool,
+    plots: bool,
+    graphs: bool,
+) -> int:
+    """Do it; return the number of the signal that stopped it, 0 where none did."""
     keep_memory()
     for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
         stale.unlink(missing_ok=True)
@@ -68,9 +94,27 @@ def execute(
         plot_run(folder / PLOTS, {e.name: read_metrics(folder / e.name) for e in experiments})
     click.echo(summary(folder, experiments))
     click.echo(f"run folder: {folder}")
-    if stop():
-        click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
-        sys.exit(128 + (stop.signal or 0))
+    return stop.signal or 0
+
+
+def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
+    """Build every network once, so that what cannot be trained is said before anything is.
+
+    Raises
+    ------
+    ConfigError
+        If an experiment does not fit its data.
+    """
+    built = set()
+    for experiment in experiments:
+        dataset = load(experiment)
+        plain = replace(experiment, name="", description="", seed=0, initialisation="glorot_normal")
+        if plain not in built:
+            try:
+                build_session(plain, shape_in(dataset, experiment), len(dataset.classes))
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("''", repr(experiment.name), 1)) from error
+            built.add(plain)
 
 
 def _open(

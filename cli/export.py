@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError
 from npgait.experiments import read_experiments
 from npgait.export import export_onnx
@@ -14,8 +15,8 @@ from npgait.saving import load_network
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("out", metavar="MODEL.onnx", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("run", metavar="RUN", type=NamedPath())
+@click.argument("out", metavar="MODEL.onnx", type=NamedPath(dir_okay=False))
 @click.option("--experiment", "-e", "name", help="Of the run; needed where there is more than one.")
 def export(run: Path, out: Path, name: str | None) -> None:
     """Write the forward network of RUN, as it was last saved, as ONNX.

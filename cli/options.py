@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
+from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError, Experiment
 from npgait.loaders import Dataset, StoredDataset, load
 
 data_option = click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     envvar="NPGAIT_DATA",
     show_envvar=True,
     help="Folder with the data sets (MNIST, CIFAR-10, ...), or an image store. The digits need none.",

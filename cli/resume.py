@@ -16,12 +16,13 @@ from npgait.cli.options import (
     precision_option,
     quiet_option,
 )
+from npgait.cli.paths import NamedPath
 from npgait.experiments import read_experiments
 from npgait.run_folder import CONFIG, RunFolderError, read_info
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=NamedPath())
 @data_option
 @click.option(
     "--device",

@@ -6,7 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import click
 
 from npgait.backend import Device
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import execute
+from npgait.cli.execute import check, execute
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -26,8 +28,9 @@ from npgait.cli.options import (
     quiet_option,
     selected,
 )
+from npgait.cli.paths import NamedPath
 from npgait.config import Experiment
-from npgait.experiments import find_experiments, parse_override, to_toml
+from npgait.experiments import find_experiments, parse_override, read_experiments, to_toml
 from npgait.files import write_text
 from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 
@@ -38,7 +41,7 @@ from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 @device_option
 @precision_option
 @graphs_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder  [default: runs/PRESET-TIME]")
+@click.option("--out", type=NamedPath(), help="Run folder  [default: runs/PRESET-TIME]")
 @click.option("--experiment", "-e", "only", multiple=True, help="Run this experiment only (repeatable).")
 @click.option(
     "--set",
@@ -85,8 +88,8 @@ def run(
     experiments = repeated(selected(experiments, only), seeds)
     chosen = choose_device(device, precision)
     load = loader(data_dir)
-    for experiment in experiments:
-        load(experiment)  # missing data is reported before a folder is made
+    read_experiments(Path(CONFIG), to_toml(experiments))  # as `resume` will: names with seeds in them
+    check(experiments, load)  # missing data too is reported before a folder is made
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen, precision)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots, graphs=graphs)
@@ -107,13 +110,15 @@ def _make_folder(out: Path | None, preset: str) -> Path:
     """Return a new, empty run folder."""
     if out is None:
         base = Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out, number = base, 1
-        while out.exists():
-            number += 1
-            out = base.with_name(f"{base.name}-{number}")
-    elif out.is_dir() and any(out.iterdir()):
+        for number in count(1):
+            out = base if number == 1 else base.with_name(f"{base.name}-{number}")
+            with suppress(FileExistsError):
+                out.mkdir(parents=True)
+                return out
+    assert out is not None
+    if out.is_dir() and any(out.iterdir()):
         raise RunFolderError(f"{out} is not empty; `npgait resume {out}` goes on with a run")
-    elif out.exists() and not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file; --out takes a folder")
     out.mkdir(parents=True, exist_ok=True)
     return out

@@ -212,13 +212,14 @@ def _in_range(
 
 def _is_folder_name(name: str) -> bool:
     allowed = all(c.isalnum() or c in "-_." for c in name)
-    return bool(name) and allowed and not name.startswith(".") and len(name) <= 100
+    taken = name.lower() in ("config.toml", "run.json", "plots")  # by a run's own files
+    return bool(name) and allowed and not name.startswith(".") and len(name) <= 100 and not taken
 
 
 def _expected(key: str) -> str:
     spec = KEYS[key].metadata
     if key == "name":
-        return "letters, digits, '-', '_' and '.'"
+        return "up to 100 letters, digits, '-', '_' and '.', and no name of a run's own files"
     if spec["choices"] is not None:
         return "one of " + ", ".join(spec["choices"])
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}

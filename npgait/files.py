@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -41,6 +43,36 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock on a file while the block runs; false where another process holds it.
+
+    The system lets go of it with the process, however that ends. A file system without locks gives it
+    to everybody.
+    """
+    with path.open("rb") as file:
+        try:
+            _lock(file)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError as error:  # Windows says PermissionError where it is taken
+            free = not isinstance(error, PermissionError)
+        yield free
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte beyond the end, which nobody reads
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_text(path: Path, limit: int) -> str:

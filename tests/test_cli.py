@@ -403,3 +403,78 @@ def test_presets_are_completed(monkeypatch):
     names = [item.value for item in complete_presets(None, None, "cifar10-g")]
     assert names == ["cifar10-gait-vanilla", "cifar10-gait"]
     assert [item.type for item in complete_presets(None, None, "my.to")] == ["file"]
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is(tmp_path):
+    out = tmp_path / "run"
+    result = call("run", "--out", out, "--set", "width=3", "--set", "depth=1")
+    assert result.exit_code == 2
+    assert "experiment 'gait-vanilla': " in result.output
+    assert "do not fit" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["config.toml", "run.json", "Plots"])
+def test_an_experiment_cannot_take_the_name_of_a_runs_own_file(name, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'[[experiment]]\nname = "{name}"\n')
+    result = call("run", path, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "own files" in result.output
+
+
+def test_names_that_seeds_make_too_long_are_refused_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'[[experiment]]\nname = "{"a" * 98}"\n')
+    result = call("run", path, "--out", tmp_path / "run", "--seeds", "2")
+    assert result.exit_code == 2
+    assert "up to 100 letters" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_under_way_is_not_resumed_beside_itself(finished):
+    folder, _ = finished
+    hold = (
+        "import sys, time; from pathlib import Path; from npgait.files import locked\n"
+        "with locked(Path(sys.argv[1])) as free: print(free, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", hold, folder / "config.toml"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "True\n"
+            result = call("resume", folder)
+        finally:
+            holder.kill()
+    assert result.exit_code == 2
+    assert "another npgait is at work in it" in result.output
+    assert call("resume", folder, "--no-plots").exit_code == 0  # once the other is gone
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--out", ""],
+        ["report", "runs", "--out", ""],
+        ["export", "runs", ""],
+        ["data", "info", "x.h5", "--png", ""],
+        ["compare", "runs", "--out", ""],
+        ["resume", ""],
+    ],
+)
+def test_an_empty_path_is_no_path(arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "the path is empty" in result.output
+
+
+def test_a_measurement_takes_a_finite_time(tmp_path):
+    result = call("data", "bench", tmp_path / "x.h5", "--seconds", "nan")
+    assert result.exit_code == 2
+    assert "nan is not a finite number" in result.output
+
+
+def test_nobody_reading_on_is_no_error_to_speak_of():
+    command = f"{sys.executable} -m npgait check digits -e gait | head -n 1"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Error" not in run.stderr
+    assert "Traceback" not in run.stderr

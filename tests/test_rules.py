@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgait import rules
+from npgait import models, rules
 from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.metrics import angle
@@ -384,3 +384,15 @@ def test_a_rule_that_inverts_refuses_a_layer_that_is_not_square(name, rng):
 def test_settings_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         bind(name, **options)
+
+
+def test_errors_and_outputs_that_a_rule_does_not_take_are_named(rng):
+    network = models.square(20, 4, width=20, depth=2, auxiliary=True, seed=1)
+    x = rng.standard_normal((5, 20)).astype(np.float32)
+    records = network.forward(x, auxiliary=True)
+    with pytest.raises(ValueError, match=r"\(5, 20\); expected \(5, 4\).*n_classes"):
+        bind("gait")(network.layers, records, records[-1].y)
+    error = records[-1].y[:, :4]
+    with pytest.raises(ValueError, match=r"auxiliary=True"):
+        bind("gait", targets="absolute")(network.layers, network.forward(x), error)
+    bind("gait", targets="absolute")(network.layers, records, error)

@@ -306,3 +306,28 @@ def test_arrays_of_any_library_with_dlpack_train_and_predict(rng):
         rows.append(npgait.fit(network, wrap(x), wrap(labels), epochs=2, test=(wrap(x), wrap(labels))))
         np.testing.assert_array_equal(network.predict(wrap(x)), network.predict(x))
     assert rows[0][-1]["train_loss"] == rows[1][-1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"batch_size": "8"}, "batch_size is '8'"),
+        ({"rule": None}, "rule is None"),
+    ],
+)
+def test_fit_takes_whole_numbers_and_a_rule(options, message, rng):
+    network = npgait.models.square(8, 3, width=8, depth=1)
+    with pytest.raises(TypeError, match=message):
+        npgait.fit(network, rng.standard_normal((6, 8)), [0, 1, 2, 0, 1, 2], **options)
+
+
+def test_masked_arrays_and_batches_of_nothing_are_refused(rng):
+    network = npgait.models.square(8, 3, width=8, depth=1)
+    masked = np.ma.masked_array(rng.standard_normal((6, 8)), mask=True)
+    with pytest.raises(TypeError, match="masked"):
+        npgait.fit(network, masked, [0, 1, 2, 0, 1, 2])
+    with pytest.raises(TypeError, match="masked"):
+        network.predict(masked)
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        network.predict(rng.standard_normal((6, 8)), batch_size=-1)

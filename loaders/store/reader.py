@@ -50,9 +50,10 @@ def block_shuffle(n: int, block: int, rng: np.random.Generator) -> NDArray[np.in
         Images of a run; 1 shuffles fully.
     rng : numpy.random.Generator
     """
+    block = min(block, n)
     if block <= 1:
         return rng.permutation(n)
-    shift = int(rng.integers(min(block, n)))
+    shift = int(rng.integers(block))
     starts = np.arange(shift - block if shift else 0, n, block)
     runs = starts[rng.permutation(len(starts)), None] + np.arange(block)
     return runs[(runs >= 0) & (runs < n)]

@@ -86,12 +86,32 @@ class Rule:
             dLoss/dy_L of each sample.
         grams : sequence of array or None, optional
             W W^T of each layer, where it is at hand.
+
+        Raises
+        ------
+        ValueError
+            If the error is not of the used units, or absolute targets are not given auxiliary units.
         """
+        self._check(layers[-1], records[-1], error)
         if self.walk is not None:
             return self.walk(layers, records, error)
         assert self.inverting_walk is not None
         grams = grams or [None] * len(layers)
         return self.inverting_walk(layers, records, error, grams=grams, solver=self.solver)
+
+    def _check(self, output: Layer, record: Record, error: Array) -> None:
+        """Raise a ValueError where error or record are not those that the walks take."""
+        expected = (len(record.y), output.used)
+        if error.shape != expected:
+            raise ValueError(
+                f"the output error has shape {error.shape}; expected {expected}, of the used units: "
+                "give the loss y[:, :n_classes]"
+            )
+        if self.auxiliary and record.y.shape[1] != output.W.shape[1]:
+            raise ValueError(
+                f"absolute targets need the auxiliary units, and the outputs are {record.y.shape}; use "
+                "network.forward(x, auxiliary=True)"
+            )
 
 
 def bind(

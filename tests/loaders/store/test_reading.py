@@ -38,6 +38,13 @@ def store(tmp_path_factory, pixels):
     return open_store(path)
 
 
+def test_runs_longer_than_the_set_are_the_set():
+    for n in (1, 2, 7):
+        whole = block_shuffle(n, n, np.random.default_rng(3))
+        np.testing.assert_array_equal(block_shuffle(n, 10**20, np.random.default_rng(3)), whole)
+        assert sorted(whole) == list(range(n))
+
+
 @given(n=st.integers(1, 300), block=st.integers(1, 70), seed=st.integers(0, 99))
 def test_a_block_shuffle_holds_each_image_once_and_mostly_in_runs(n, block, seed):
     order = block_shuffle(n, block, np.random.default_rng(seed))
