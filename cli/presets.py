@@ -33,6 +33,9 @@ def list_presets() -> None:
 @presets.command("show")
 @click.argument("name", shell_complete=complete_presets)
 def show(name: str) -> None:
-    """Print preset NAME as TOML with every key, to start a file of one's own from."""
+    """Print preset NAME as TOML, to start a file of one's own from.
+
+    A file of presets as it stands, with its defaults and comments; one experiment with every key.
+    """
     files = preset_files()
     click.echo(files[name] if name in files else to_toml(find_experiments(name)), nl=False)

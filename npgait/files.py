@@ -21,7 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            error.filename = error.filename or str(path)  # a failed write does not say where
+            if error.filename in (None, str(temporary)):  # which nobody has asked for
+                error.filename = str(path)
             raise
         rename(temporary, path)
     finally:
