@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import format_table
 from npgait.cli.threads import blas_threads, keep_memory
-from npgait.config import ConfigError, Experiment
+from npgait.config import Experiment
 from npgait.data import Source
 from npgait.files import locked
 from npgait.loaders import RESIZED, Dataset, StoredDataset
@@ -58,29 +59,10 @@ def execute(
     RunFolderError
         If another process is at work in the folder.
     """
-    with locked(folder / CONFIG) as free:
-        if not free:
-            raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
-        stopped = _execute(folder, experiments, load, device, quiet, plots, graphs)
-    if stopped:
-        click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
-        sys.exit(128 + stopped)
-
-
-def _execute(
-    folder: Path,
-    experiments: Sequence[Experiment],
-    load: Callable[[Experiment], AnyDataset],
-    device: Device,
-    quiet: bool,
-    plots: bool,
-    graphs: bool,
-) -> int:
-    """Do it; return the number of the signal that stopped it, 0 where none did."""
     keep_memory()
-    for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
-        stale.unlink(missing_ok=True)
-    with stop_on_signals() as stop:
+    with _alone_in(folder), stop_on_signals() as stop:
+        for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
+            stale.unlink(missing_ok=True)
         for experiment in experiments:
             dataset = load(experiment)
             digest = dataset.digest()
@@ -94,7 +76,18 @@ def _execute(
         plot_run(folder / PLOTS, {e.name: read_metrics(folder / e.name) for e in experiments})
     click.echo(summary(folder, experiments))
     click.echo(f"run folder: {folder}")
-    return stop.signal or 0
+    if stop():
+        click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
+        sys.exit(128 + (stop.signal or 0))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that would write there out of a run folder."""
+    with locked(folder / CONFIG) as free:
+        if not free:
+            raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
+        yield
 
 
 def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
@@ -108,13 +101,11 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
     built = set()
     for experiment in experiments:
         dataset = load(experiment)
-        plain = replace(experiment, name="", description="", seed=0, initialisation="glorot_normal")
-        if plain not in built:
-            try:
-                build_session(plain, shape_in(dataset, experiment), len(dataset.classes))
-            except ConfigError as error:
-                raise ConfigError(str(error).replace("''", repr(experiment.name), 1)) from error
-            built.add(plain)
+        cheap = replace(experiment, initialisation="glorot_normal")  # orthogonal weights take longer
+        like = replace(cheap, name="", description="", seed=0)
+        if like not in built:
+            build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
+            built.add(like)
 
 
 def _open(
