@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 
 from npgait.backend import Device
 from npgait.cli.epochs import EpochLines
@@ -153,7 +154,9 @@ def _train(
     """Train one session, showing a line an epoch."""
     e = session.experiment
     epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
-    with epochs, blas_threads(session.network, e.batch_size):
+    # Overflow needs no warning: a loss or weights that are not finite end the run, and are explained.
+    quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with epochs, blas_threads(session.network, e.batch_size), quietly:
         where = folder / e.name
         events = run_session(session, train_data, test_data, where, digest, stop=stop, graphs=graphs)
         for event in events:

@@ -478,3 +478,22 @@ def test_nobody_reading_on_is_no_error_to_speak_of():
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Error" not in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "npgait",
+        "run",
+        "digits",
+        "-e",
+        "bp",
+        "--set",
+        "learning_rate=1e10",
+    ]
+    options = ["--set", "epochs=2", "-q", "--no-plots", "--out", str(tmp_path / "run")]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert "the loss is not finite at step 2" in run.stderr
