@@ -24,6 +24,7 @@ from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_p
 from npgait.cli.bench import choose, measure
 from npgait.cli.table import format_table
 from npgait.config import Experiment
+from npgait.files import write_text
 
 TESTS = Path(__file__).parents[1] / "tests" / "gpu"
 LIMIT = 500.0  # seconds, by which the last case has to be done: what would not be is left out, and said
@@ -68,9 +69,7 @@ class Report:
         else:
             self.rows += [_row(precision, row) for row in result["experiments"]]
         for suffix, text in ((".md", str(self)), (".json", self._json())):
-            path = self.out.with_suffix(suffix)
-            path.with_suffix(suffix + ".part").write_text(text)
-            os.replace(path.with_suffix(suffix + ".part"), path)
+            write_text(self.out.with_suffix(suffix), text)
 
     def __str__(self) -> str:
         return f"{self.title}\n\n```\n{format_table(HEADER, self.rows, left=2)}\n```\n"

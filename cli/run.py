@@ -6,9 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +107,25 @@ def repeated(experiments: Sequence[Experiment], seeds: int) -> list[Experiment]:
 def _make_folder(out: Path | None, preset: str) -> Path:
     """Return a new, empty run folder."""
     if out is None:
-        base = Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        for number in count(1):
-            out = base if number == 1 else base.with_name(f"{base.name}-{number}")
-            with suppress(FileExistsError):
-                out.mkdir(parents=True)
-                return out
-    assert out is not None
+        return _new_folder(Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if out.is_dir() and any(out.iterdir()):
         raise RunFolderError(f"{out} is not empty; `npgait resume {out}` goes on with a run")
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file; --out takes a folder")
     out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def _new_folder(base: Path) -> Path:
+    """Make and return the folder `base`, or the first of base-2, base-3, ... that is not there."""
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def _write_run(

@@ -42,12 +42,10 @@ def product(A: Array, B: Array, out: Array | None = None) -> Array:
 
     What a step writes in place of A @ B: CuPy's @ cannot be recorded in a CUDA graph.
     """
-    xp, recorder = array_module(A), recording()
-    if xp is np or recorder is None:
+    xp = array_module(A)
+    if xp is np or recording() is None:
         return xp.matmul(A, B, out=out)
-    out = xp.empty((len(A), B.shape[1]), A.dtype) if out is None else out
-    recorder.gemm(1.0, A, B, out, 0.0)
-    return out
+    return gemm(1.0, A, B, out)
 
 
 def gemm(
@@ -202,8 +200,7 @@ def _by_blas(alpha: float, A: np.ndarray, B: np.ndarray, C: np.ndarray, beta: fl
         return False
     if np.may_share_memory(C, A) or np.may_share_memory(C, B):
         return False
-    if not C.flags.writeable:
-        raise ValueError("output array is read-only")  # as NumPy says; C would write all the same
+    kernels.check_writable(C)
     if c[0] == TRANSPOSED:  # C^T = B^T A^T
         return _by_blas(alpha, B.T, A.T, C.T, beta)
     sizes = len(A), B.shape[1], len(B)

@@ -22,6 +22,7 @@ from npgait.losses import LOSSES
 from npgait.models import MODELS
 from npgait.orthogonality import REGULARISERS
 from npgait.rules import NAMES, TARGETS, default_gamma
+from npgait.run_folder import CONFIG, INFO, PLOTS
 from npgait.step import REDUCTIONS
 
 INVERTING = ("tp", "itp", "gait")
@@ -212,7 +213,7 @@ def _in_range(
 
 def _is_folder_name(name: str) -> bool:
     allowed = all(c.isalnum() or c in "-_." for c in name)
-    taken = name.lower() in ("config.toml", "run.json", "plots")  # by a run's own files
+    taken = name.lower() in (CONFIG, INFO, PLOTS)  # by a run's own files
     return bool(name) and allowed and not name.startswith(".") and len(name) <= 100 and not taken
 
 

@@ -60,20 +60,22 @@ def read_experiments(
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
+    raw = _read(path) if text is None else b""
     try:
-        if text is None:
-            with path.open("rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-            if len(raw) > MAX_FILE_BYTES:
-                raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
-            text = raw.decode("utf-8-sig")
-        return tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ConfigError:
-        raise
+        return tomllib.loads(raw.decode("utf-8-sig") if text is None else text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, say, or too many digits
         raise ConfigError(f"{path.name}: not TOML: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
+    return raw
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -102,16 +102,16 @@ def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _in_order(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its keys in one order, wherever it has been: checkpoints sort them."""
-    order = {key: number for number, key in enumerate(["kind", *EPOCH_COLUMNS])}
-    layers = row.get("layers")
-    row = {key: row[key] for key in sorted(row, key=lambda key: order.get(key, len(order)))}
-    if layers is not None:
-        rank = {key: number for number, key in enumerate(LAYER_COLUMNS)}
-        row["layers"] = [
-            {key: layer[key] for key in sorted(layer, key=lambda key: rank.get(key, len(rank)))}
-            for layer in layers
-        ]
+    row = _sorted(row, ["kind", *EPOCH_COLUMNS])
+    if "layers" in row:
+        row["layers"] = [_sorted(layer, LAYER_COLUMNS) for layer in row["layers"]]
     return row
+
+
+def _sorted(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return a row with its keys in the order of `columns`, others after them."""
+    known = [key for key in columns if key in row]
+    return {key: row[key] for key in dict.fromkeys([*known, *row])}
 
 
 def _finite(value: Any) -> Any:
@@ -155,7 +155,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if not _is_row(row):
             raise RunFolderError(f"{path}: line {number} is damaged")
         rows.append(row)
-    measured = [_layers_of(row) for row in rows if row["kind"] == "layers"]
+    measured = [[layer["layer"] for layer in row["layers"]] for row in rows if row["kind"] == "layers"]
     if any(layers != measured[0] or not layers for layers in measured):
         raise RunFolderError(f"{path}: the layers are not the same throughout")
     return rows
@@ -176,10 +176,6 @@ def _is_row(row: Any) -> bool:
         and all({*LAYER_COLUMNS[2:]} <= {*layer} for layer in layers)
         and all(_are_numbers(layer, {*LAYER_COLUMNS[3:]}) for layer in layers)
     )
-
-
-def _layers_of(row: dict[str, Any]) -> list[str]:
-    return [layer["layer"] for layer in row["layers"]]
 
 
 def _are_numbers(row: dict[str, Any], keys: Iterable[str]) -> bool:

@@ -180,7 +180,7 @@ def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int,
 def step_memory(network: Network, recipe: Recipe, batch: Batch) -> int:
     """Return the most bytes that parameters, optimizer, batch and one step take together."""
     device = network.device
-    state = [array for array in recipe.optimizer.state().values() if hasattr(array, "nbytes")]
+    state = recipe.optimizer.state().values()
     held = sum(array.nbytes for array in (*network.parameters(), *state, *batch))
     if device.is_gpu:
         return held + memory_taken(device, lambda: train_step(network, recipe, *batch))

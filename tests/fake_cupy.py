@@ -277,9 +277,7 @@ def make() -> types.ModuleType:
         Stream=_Stream,
         Event=_Event,
         alloc_pinned_memory=bytearray,
-        MemoryPool=lambda allocator: types.SimpleNamespace(
-            malloc=allocator, set_limit=lambda size: None
-        ),
+        MemoryPool=_Pool,
         using_allocator=lambda malloc: contextlib.nullcontext(),
     )
     pool = types.SimpleNamespace(

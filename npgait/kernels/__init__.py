@@ -43,7 +43,7 @@ def apply_to_bytes(x: Array) -> bool:
 def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) -> Array:
     """Do a <- a + b in place, and return y = f(a), in `out` where given: a (..., u), b (u,)."""
     y = array_module(a).empty_like(a) if out is None else out
-    _check_writable(a, y)
+    check_writable(a, y)
     _check_shapes(a=a.shape, out=y.shape)
     _check_shapes(a=a.shape[-1:], b=b.shape)
     u, real = np.int32(a.shape[-1]), _real(a, slope)
@@ -97,7 +97,7 @@ def adam_clock(
 def adam(p: Array, g: Array, m: Array, v: Array, clock: Array, beta1: float, beta2: float) -> None:
     """Change p, m and v by one step of Adam, in place, at the rate and epsilon of `clock`."""
     _check_shapes(p=p.shape, g=g.shape, m=m.shape, v=v.shape)
-    _check_writable(p, m, v)
+    check_writable(p, m, v)
     betas = (np.float64(beta1), np.float64(beta2))
     _launch("elementwise.cu", "adam", p, p.size, p, g, m, v, clock, np.int64(p.size), *betas)
 
@@ -124,7 +124,7 @@ def mirror(G: Array, rows: slice = slice(None), columns: slice = slice(None)) ->
     """
     block, image = G[rows, columns], G[columns, rows]
     if apply_to(G):
-        _check_writable(G)
+        check_writable(G)
         sizes = np.int64(len(G)), *map(np.int32, block.shape)
         _launch("elementwise.cu", "mirror", G, block.size, block, image, *sizes)
     elif rows == columns:
@@ -155,7 +155,7 @@ def _check_shapes(**shapes: tuple[int, ...]) -> None:
         raise ValueError(f"arrays of equal shapes are expected; got {got}")
 
 
-def _check_writable(*arrays: Array) -> None:
+def check_writable(*arrays: Array) -> None:
     """Raise NumPy's own ValueError where one of its arrays is read-only: C would write all the same."""
     if any(array_module(a) is np and not a.flags.writeable for a in arrays):
         raise ValueError("output array is read-only")
