@@ -21,11 +21,20 @@ from npgait.cli.run import run
 from npgait.config import ConfigError
 from npgait.export import ExportError
 from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
+from npgait.kernels.loops import SwitchError
 from npgait.loaders import DataError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
-MISTAKES = (ConfigError, DataError, DeviceError, CheckpointError, RunFolderError, ExportError)
+MISTAKES = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    ExportError,
+    RunFolderError,
+    SwitchError,
+)
 FAILURES = (TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError, MemoryError)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module, symmetric_product
 from npgait.cublas import recording
-from npgait.kernels.loops import SWITCH
+from npgait.kernels.loops import switched_off
 from npgait.layout import AS_IS, TRANSPOSED, layout
 from npgait.parallel import controller, in_threads
 
@@ -181,7 +180,7 @@ def address(name: str, dtype: np.dtype) -> np.uint64 | None:
 
 def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
     """Return a function of NumPy's own OpenBLAS and the type of its integers, or None."""
-    if os.environ.get(SWITCH) == "numpy" or dtype not in TYPES:
+    if switched_off() or dtype not in TYPES:
         return None
     for library in controller().select(internal_api="openblas").lib_controllers:
         for pattern, integer in PATTERNS.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 
@@ -95,7 +96,11 @@ def tower(
     """
     f = f or LeakyReLU()
     sizes = [n_in, *widths, n_classes]
-    _check_sizes(n_in=n_in, n_classes=n_classes, width=min(sizes), depth=len(widths))
+    if len(widths) == 0:
+        raise ValueError("widths is empty; expected the size of one hidden layer or more")
+    _check_sizes(n_in=n_in, n_classes=n_classes)
+    for width in widths:
+        _check_sizes(width=width)
     if any(above > below for below, above in pairwise(sizes)):
         raise ValueError(f"a tower of sizes {sizes} grows; each layer uses units of the one below")
     used = [*sizes[1:], n_classes]
@@ -180,8 +185,9 @@ def imagenet(
         If `shape_in` is no image, or its last map has fewer units than there are classes and the
         output layer has to be square.
     """
-    if len(shape_in) != 3 or min(shape_in) < 1:
+    if len(shape_in) != 3:
         raise ValueError(f"the network takes images (H, W, C); got shape {shape_in}")
+    _check_sizes(height=shape_in[0], width=shape_in[1], channels=shape_in[2])
     f = f or LeakyReLU()
     rng = np.random.default_rng(seed)
     layers: list[Layer] = []
@@ -257,8 +263,8 @@ def _weights(
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name} is {size!r}; expected a whole number, at least 1")
 
 
 MODELS: dict[str, Callable[..., Network]] = {

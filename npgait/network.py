@@ -174,6 +174,11 @@ class Network:
         Returns
         -------
         numpy.ndarray (N,) of int64, on the host
+
+        Raises
+        ------
+        ValueError
+            If x has another number of values a sample, or an output is NaN.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
@@ -184,11 +189,17 @@ class Network:
                 "many values a sample"
             )
         xp = array_module(self.layers[0].W)
-        classes = [
-            to_host(self.output(as_array(chunk, xp).astype(self.dtype)).argmax(axis=1))
-            for chunk in _chunks(x.reshape(len(x), *self.shape_in), batch_size)
-        ]
-        return np.concatenate(classes) if classes else np.zeros(0, dtype=np.int64)
+        classes = np.zeros(len(x), dtype=np.int64)
+        samples = x.reshape(len(x), *self.shape_in)
+        for start in range(0, len(x), batch_size):
+            y = self.output(as_array(samples[start : start + batch_size], xp).astype(self.dtype))
+            if bool(xp.isnan(y).any()):
+                raise ValueError(
+                    f"the outputs of samples {start} to {start + len(y) - 1} are not numbers (NaN), "
+                    "which is no class; look for values that are not finite in x, or in the weights"
+                )
+            classes[start : start + batch_size] = to_host(y.argmax(axis=1))
+        return classes
 
     def parameters(self) -> list[Array]:
         """Return W and b of each layer, in order; the arrays themselves, to be updated in place."""
@@ -199,11 +210,6 @@ class Network:
         for layer in self.layers:
             yield f"{layer.name}/W", layer.W
             yield f"{layer.name}/b", layer.b
-
-
-def _chunks(x: Array, size: int) -> Iterator[Array]:
-    for start in range(0, len(x), size):
-        yield x[start : start + size]
 
 
 def first_nonfinite(layers: Sequence[Layer], records: Sequence[Record]) -> str | None:

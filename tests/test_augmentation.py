@@ -90,7 +90,6 @@ def test_the_same_on_every_device(device, rng):
 def test_the_centre_is_cut_where_nothing_is_left_to_chance(rng):
     x = rng.integers(0, 256, (2, 9, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(centre_crop(x, (5, 4)), x[:, 2:7, 2:6])
-    prepare = Preparation(Scaling(), np.dtype("float32"), None, (5, 4, 3), (5, 4), "resized")
     prepare = Preparation(
         Scaling(), np.dtype("float32"), array_data(x, [0, 0]).prepare.device, (5, 4, 3), (5, 4), "crop"
     )

@@ -307,6 +307,15 @@ def test_an_environment_variable_turns_loops_off():
     assert describe(NPGAIT_LOOPS="numpy") == ["numpy", "False", "False"]
 
 
+def test_another_word_in_the_environment_variable_is_refused(monkeypatch):
+    monkeypatch.setenv(compiled.SWITCH, "nump")
+    with pytest.raises(compiled.SwitchError, match=r"NPGAIT_LOOPS is 'nump'; expected numpy"):
+        compiled.switched_off()
+    for word, off in (("numpy", True), ("compiled", False), ("", False)):
+        monkeypatch.setenv(compiled.SWITCH, word)
+        assert compiled.switched_off() == off
+
+
 @needs_loops
 def test_loops_find_the_product_that_numpy_uses():
     assert describe() == ["compiled", "True", "True"]

@@ -75,7 +75,13 @@ def test_single_and_double_precision_start_from_the_same_numbers():
         (lambda: models.square(0, 2), "n_in is 0"),
         (lambda: models.square(8, 2, initialisation="zeros"), "zeros.*orthogonal"),
         (lambda: models.square(8, 2, dtype="float16"), "float16"),
+        (lambda: models.square(8, 2, width=3.5), "width is 3.5; expected a whole number"),
         (lambda: models.tower(8, 2, widths=(4, 5)), "grows"),
+        (lambda: models.tower(8, 2, widths=(5.5, 4)), "width is 5.5"),
+        (lambda: models.tower(8, 2, widths=()), "widths is empty"),
+        (lambda: models.imagenet((64, 0, 3), 2), "width is 0"),
+        (lambda: models.imagenet((64, 64), 2), r"\(H, W, C\)"),
+        (lambda: Dense(np.ones((0, 4)), np.ones(4)), "of one unit or more"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(make, message):
@@ -100,3 +106,12 @@ def test_predictions_are_the_largest_output_in_batches_of_any_size(rng):
     assert network.predict(x[:0]).shape == (0,)
     with pytest.raises(ValueError, match=r"expected \(N, 12\)"):
         network.predict(rng.standard_normal((5, 11)))
+
+
+def test_an_output_that_is_not_a_number_is_no_class(rng):
+    network = models.square(12, 4, depth=1)
+    x = rng.standard_normal((10, 12))
+    x[7, 3] = np.nan
+    with pytest.raises(ValueError, match="samples 5 to 9 are not numbers"):
+        network.predict(x, batch_size=5)
+    assert network.predict(x[:7]).shape == (7,)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-SWITCH = "NPGAIT_LOOPS"  # environment variable: "numpy" for NumPy even where there are compiled loops
+SWITCH = "NPGAIT_LOOPS"  # environment variable: "numpy" does without compiled loops
 NUMBERS = {
     np.dtype(np.int32): ctypes.c_int,
     np.dtype(np.int64): ctypes.c_longlong,
@@ -25,10 +25,28 @@ NUMBERS = {
 }
 
 
+class SwitchError(ValueError):
+    """NPGAIT_LOOPS is set to a word that says nothing."""
+
+
+def switched_off() -> bool:
+    """Return whether NPGAIT_LOOPS=numpy asks for NumPy.
+
+    Raises
+    ------
+    SwitchError
+        If it is set to another word than "numpy" or "compiled".
+    """
+    word = os.environ.get(SWITCH) or "compiled"
+    if word not in ("numpy", "compiled"):
+        raise SwitchError(f"{SWITCH} is {word!r}; expected numpy, or compiled (the default)")
+    return word == "numpy"
+
+
 @functools.cache
 def library(dtype: np.dtype) -> ctypes.CDLL | None:
     """Return the loops for float32 or float64; None for another dtype, or where they were not built."""
-    if os.environ.get(SWITCH) == "numpy":
+    if switched_off():
         return None
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_loops_{dtype.name}{suffix}")

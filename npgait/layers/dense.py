@@ -56,10 +56,10 @@ class Dense:
     implicit: bool = False
 
     def __post_init__(self) -> None:
-        if self.W.ndim != 2 or self.b.shape != self.W.shape[1:]:
+        if self.W.ndim != 2 or self.W.size == 0 or self.b.shape != self.W.shape[1:]:
             raise ValueError(
                 f"{self.name}: W {self.W.shape} and b {self.b.shape}; expected W (n_in, n_out) and "
-                "b (n_out,)"
+                "b (n_out,), of one unit or more"
             )
         self.shape_in = self.shape_in or (self.n_in,)
         if math.prod(self.shape_in) != self.n_in:
