@@ -36,11 +36,11 @@ CUBLAS = "tests/test_cublas.py"
 CONV = "tests/test_conv.py tests/test_golden_conv.py"
 DEFECTS = [
     Defect("f': slope on the wrong side", "npgait/activations.py",
-           "f_prime = (a > 0).astype(a.dtype)",
+           "f_prime = (a >= 0).astype(a.dtype)",
            "f_prime = (a < 0).astype(a.dtype)", "tests/test_activations.py"),
     Defect("f^-1: multiplied instead of divided", "npgait/activations.py",
-           "return array_module(y).where(y > 0, y, y / self.slope)",
-           "return array_module(y).where(y > 0, y, y * self.slope)", "tests/test_activations.py"),
+           "return array_module(y).where(y >= 0, y, y / self.slope)",
+           "return array_module(y).where(y >= 0, y, y * self.slope)", "tests/test_activations.py"),
     Defect("difference: nudge of the wrong sign", "npgait/activations.py",
            "xp.subtract(y, y_nudged,", "xp.add(y, y_nudged,", "tests/test_activations.py"),
     Defect("difference: kink ignored", "npgait/activations.py",
@@ -257,7 +257,7 @@ DEFECTS = [
            "rate * (*m / (sqrt(*v) + epsilon))", "rate * (*m / sqrt(*v))",
            "tests/test_kernels.py"),
     Defect("equations: kink crossed only upwards", "npgait/kernels/equations.h",
-           "return (y > 0) != (y - s * v > 0);", "return (y > 0) < (y - s * v > 0);", LOOPS),
+           "return (y >= 0) != (y - s * v >= 0);", "return (y >= 0) < (y - s * v >= 0);", LOOPS),
     Defect("equations: f^-1 of the unnudged y twice", "npgait/kernels/equations.h",
            "leaky_relu_inverse(y - s * v, slope)", "leaky_relu_inverse(y, slope)", LOOPS),
     Defect("loops: kinks of the last stretch only", "npgait/kernels/loops.c",

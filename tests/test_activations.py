@@ -36,7 +36,7 @@ def test_derivative_is_the_slope_on_each_side_of_the_kink(f, a, sign):
 def test_derivative_is_one_or_the_slope_to_the_last_digit(slope, a, dtype):
     f_prime = LeakyReLU(slope).derivative(np.array([a, -a, 0.0], dtype))
     slope = np.dtype(dtype).type(slope)
-    np.testing.assert_array_equal(f_prime, [1, slope, slope])
+    np.testing.assert_array_equal(f_prime, [1, slope, 1])
     assert f_prime.dtype == dtype
 
 
@@ -71,14 +71,18 @@ def test_difference_of_size_zero_is_the_limit(dtype):
     y, v = np.array([[1.0, -1.0, 0.0]], dtype), np.array([[2.0, 2.0, 2.0]], dtype)
     d = LeakyReLU(0.5).difference(y, v, np.zeros((1, 1), dtype))
     assert d.dtype == dtype
-    np.testing.assert_array_equal(d, [[2.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(d, [[2.0, 4.0, 2.0]])
 
 
-def test_the_kink_itself_counts_as_negative():
-    f = LeakyReLU(0.1)
-    zero = np.zeros(1)
-    assert f(zero) == 0
-    assert f.derivative(zero) == pytest.approx(0.1)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_the_kink_itself_counts_as_positive_as_in_the_published_codes(slope):
+    f = LeakyReLU(slope)
+    zero, v = np.zeros((1, 2)), np.array([[1.0, -1.0]])
+    assert (f(zero) == 0).all()
+    assert (f.derivative(zero) == 1).all()
+    # Down from zero the nudge is all on the lower side, up from it all on the upper.
+    assert f.crossed(zero, v, 0.5).tolist() == [[True, False]]
+    np.testing.assert_allclose(f.difference(zero, v, 0.5), [[1 / slope, -1.0]])
 
 
 def test_results_keep_the_dtype(dtype):

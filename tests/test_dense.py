@@ -99,7 +99,7 @@ def test_local_update_is_zero_for_auxiliary_units_and_the_outer_product_for_the_
     x, error = rng.standard_normal((3, 6)), rng.standard_normal((3, 4))
     a, _ = layer.forward(x, auxiliary=True)
     dW, db = layer.local_update(x, a, error)
-    delta = np.where(a[:, :4] > 0, 1.0, 0.1) * error
+    delta = np.where(a[:, :4] >= 0, 1.0, 0.1) * error
     np.testing.assert_allclose(dW[:, :4], np.einsum("bi,bo->io", x, delta))
     np.testing.assert_allclose(db[:4], delta.sum(axis=0))
     assert dW.shape == layer.W.shape
