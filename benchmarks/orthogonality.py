@@ -19,6 +19,7 @@ import numpy as np
 
 from npgait import models
 from npgait.cli.table import format_table
+from npgait.comparison import spread
 from npgait.data import array_data, scaling_of
 from npgait.loaders import load
 from npgait.losses import softmax_cross_entropy
@@ -105,9 +106,9 @@ def main() -> None:
                 for seed in range(options.seeds)
             ]
             mean = {key: np.mean([run[key] for run in runs]) for key in runs[0]}
-            spread = np.std([run["accuracy"] for run in runs])
+            deviation = spread([run["accuracy"] for run in runs])
             base = mean["seconds"] if label == options.ways[0] else base
-            row = [label, f"{mean['accuracy']:.2f} +- {spread:.2f}", f"{mean['angle']:.1f}"]
+            row = [label, f"{mean['accuracy']:.2f} +- {deviation:.2f}", f"{mean['angle']:.1f}"]
             row += [f"{mean['distance']:.3f}", f"{mean['seconds'] / base:.1f}"]
             rows.append(row)
             print(name, *row, flush=True)

@@ -18,12 +18,11 @@ import numpy as np
 from npgait import models
 from npgait.backend import CPU
 from npgait.cli.threads import keep_memory
-from npgait.config import INVERTING
 from npgait.costs import step_cost
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
 from npgait.replay import Stepper
-from npgait.rules import NAMES, bind, draw_feedback
+from npgait.rules import INVERTING, NAMES, bind, draw_feedback
 from npgait.timing import inverse_reports, product_rate, time_steps
 from npgait.training import Recipe
 

@@ -26,13 +26,13 @@ from npgait.cli.options import (
     selected,
 )
 from npgait.cli.threads import blas_threads, keep_memory
-from npgait.config import INVERTING, Experiment, resolved
+from npgait.config import Experiment, resolved
 from npgait.costs import Cost, step_cost
 from npgait.data import Source
 from npgait.experiments import find_experiments, parse_override
 from npgait.loaders.synthetic import random_images
 from npgait.replay import Stepper
-from npgait.rules import NAMES
+from npgait.rules import INVERTING, NAMES
 from npgait.run_folder import describe_environment
 from npgait.session import Session, build_session
 from npgait.timing import (

@@ -75,7 +75,7 @@ class ReportingGroup(click.Group):
 def cli() -> None:
     """Train deep networks by GAIT-prop: local targets instead of backpropagated gradients.
 
-    `npgait run` trains a small network on hand-written digits by four rules and compares them, in
+    `npgait run` trains a small network on hand-written digits in four ways and compares them, in
     under a minute and without a download.
     """
 

@@ -14,7 +14,7 @@ from npgait.experiments import find_experiments, preset_files, read_experiments,
 @click.group(invoke_without_command=True)
 @click.pass_context
 def presets(ctx: click.Context) -> None:
-    """List the presets: the published experiments, runnable by name."""
+    """List the presets: the published experiments and a few more, runnable by name."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_presets)
 

@@ -73,7 +73,7 @@ def run(
     """Train the experiments of PRESET one after the other and compare them.
 
     PRESET is the name of a preset (digits, mnist, mnist-gait-4l, cifar10, ...; `npgait presets` lists
-    them all) or a TOML file. Without it the digits are run: four learning rules on data that comes with
+    them all) or a TOML file. Without it the digits are run: four experiments on data that comes with
     npgait.
 
     \b

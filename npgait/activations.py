@@ -21,7 +21,7 @@ class Activation(Protocol):
     def __call__(self, a: Array) -> Array:
         """Return y = f(a)."""
 
-    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+    def add_bias_and_activate(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Do a <- a + b in place, and return y = f(a), in `out` where given."""
 
     def inverse(self, y: Array) -> Array:
@@ -48,7 +48,7 @@ class Linear:
         """Return a."""
         return a
 
-    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+    def add_bias_and_activate(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Do a <- a + b in place, and return it, or a copy in `out`."""
         a += b
         if out is None:
@@ -108,7 +108,7 @@ class LeakyReLU:
         # As a maximum: NumPy's `where` costs five times as much, for its branches cannot be foreseen.
         return xp.maximum(a, y, out=y) if self.slope <= 1 else xp.minimum(a, y, out=y)
 
-    def biased(self, a: Array, b: Array, out: Array | None = None) -> Array:
+    def add_bias_and_activate(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Do a <- a + b in place, and return y = f(a), in `out` where given."""
         if kernels.apply_to(a, b, a if out is None else out):
             return kernels.bias_activation(a, b, self.slope, out)

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, array_module
-from npgait.config import INVERTING
-from npgait.inverse import InverseSolver, SingularWeightsError
+from npgait.inverse import InverseSolver, SingularWeightsError, SolveReport
 from npgait.metrics import angle
 from npgait.network import Layer, Network, Record
 from npgait.orthogonality import gram, residual, scale_of, spectral_norm
-from npgait.rules import bind, bp
+from npgait.rules import INVERTING, bind, bp
 from npgait.session import Session
+
+LEFT = {"float32": 1e-4, "float64": 1e-10}  # most that LU of a usable W leaves of d: ||z W - d|| / ||d||
+TRUSTED = 10  # the solver trusts a series that leaves up to so many times its tolerance
+DERIVATIVE = 1e-3  # most that the numerical derivative may be off: it crosses a few kinks
+ORTHOGONAL = 1e-3  # distance up to which W is orthogonal, and GAIT-prop has to be BP ...
+SAME = 1.0  # ... to so many degrees
+NEAR = 0.3  # distance up to which the series converges fast, and the angle is worth reporting as fine
+LOST = 5.0  # degrees from difference targets, beyond which absolute ones have lost their digits
 
 
 @dataclass(frozen=True)
@@ -76,28 +83,26 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     absolute: list[Any] = [None] * len(network.layers)
     if e.rule in INVERTING:
         try:
-            options: dict[str, Any] = {"gamma": e.gamma} if e.rule == "gait" else {}
-            gait_updates = bind("gait", normalised=e.normalised, **options)(
-                network.layers, records, error
-            )
+            options: dict[str, Any] = {"normalised": e.normalised, "solver": _as_trained(session)}
+            if e.rule == "gait":
+                options["gamma"] = e.gamma
+            gait_updates = bind("gait", **options)(network.layers, records, error)
             if not e.implicit_auxiliary:
                 whole = network.forward(x, auxiliary=True)
-                absolute = bind("gait", normalised=e.normalised, targets="absolute", **options)(
-                    network.layers, whole, error
-                )
+                absolute = bind("gait", targets="absolute", **options)(network.layers, whole, error)
         except SingularWeightsError as problem:
             findings.append(Finding(str(problem), "WRONG"))
     layers = [
         LayerCheck(
             name=layer.name,
-            inverse_error=_inverse_error(layer) if e.rule in INVERTING and l else None,
+            inverse_error=_inverse_error(layer, session) if e.rule in INVERTING and l else None,
             gait_to_bp=_angle(gait_updates[l], bp_updates[l]),
             absolute_to_difference=_angle(absolute[l], gait_updates[l]),
             distance=_distance(layer, e.regulariser) if layer.has_inverse else None,
         )
         for l, layer in enumerate(network.layers)
     ]
-    return layers, findings + _in_words(layers, e.rule, network.dtype)
+    return layers, findings + _in_words(layers, session)
 
 
 def _finite(loss: Array) -> Finding:
@@ -133,7 +138,7 @@ def _gradient(
     numerical = (losses[0] - losses[1]) / (2 * h)
     off = abs(numerical - slope) / slope
     text = f"backpropagation is the derivative of the loss, to {off:.0e} (finite differences, float64)"
-    return Finding(text, "fine") if off < 1e-3 else Finding(f"not so: {text}", "WRONG")
+    return Finding(text, "fine") if off < DERIVATIVE else Finding(f"not so: {text}", "WRONG")
 
 
 def _in_float64(network: Network) -> Network:
@@ -145,14 +150,20 @@ def _in_float64(network: Network) -> Network:
     return Network(layers)
 
 
-def _inverse_error(layer: Layer) -> float | None:
+def _as_trained(session: Session, reports: list[SolveReport] | None = None) -> InverseSolver:
+    """Return the solver that the session's rule trains with, with no plans of its own."""
+    solver = session.recipe.rule.solver
+    return InverseSolver(solver.tolerance, solver.method, reports)
+
+
+def _inverse_error(layer: Layer, session: Session) -> float | None:
     if not layer.has_inverse:
         return None
     xp = array_module(layer.W)
     d = xp.asarray(np.random.default_rng(0).standard_normal((8, layer.used)), dtype=layer.W.dtype)
-    reports: list[Any] = []
+    reports: list[SolveReport] = []
     try:
-        InverseSolver(reports=reports)(d, layer.W, name=layer.name)
+        _as_trained(session, reports)(d, layer.W, name=layer.name)
     except SingularWeightsError:
         return float("inf")
     return reports[0].residual
@@ -168,11 +179,12 @@ def _angle(one: Any, other: Any) -> float | None:
     return None if one is None or other is None else angle(one[0], other[0])
 
 
-def _in_words(layers: Sequence[LayerCheck], rule: str, dtype: np.dtype) -> list[Finding]:
+def _in_words(layers: Sequence[LayerCheck], session: Session) -> list[Finding]:
+    rule, dtype = session.experiment.rule, session.network.dtype
     if rule not in INVERTING:
         return [Finding(f"rule {rule!r} inverts nothing; there is no more to check", "note")]
     findings = []
-    allowed = 1e-4 if dtype == np.float32 else 1e-10
+    allowed = max(LEFT[str(dtype)], TRUSTED * (session.recipe.rule.solver.tolerance or 0))
     errors = {l.name: l.inverse_error for l in layers if l.inverse_error is not None}
     worst = max(errors, key=lambda name: errors[name])
     text = f"every inverse gives back what went in, to {errors[worst]:.0e} at worst ({worst})"
@@ -185,10 +197,10 @@ def _in_words(layers: Sequence[LayerCheck], rule: str, dtype: np.dtype) -> list[
     )
     distances = [l.distance for l in layers[1:] if l.distance is not None]
     away, far = max(distances, default=0.0), [l.gait_to_bp for l in layers if l.gait_to_bp is not None]
-    if away < 1e-3 and far and max(far) > 1:
+    if away < ORTHOGONAL and far and max(far) > SAME:
         text = f"weights are orthogonal, and GAIT-prop is still {max(far):.1f} degrees away from BP"
         findings.append(Finding(text, "WRONG"))
-    elif far and away < 0.3:
+    elif far and away < NEAR:
         text = f"near orthogonality ({away:.0e}) GAIT-prop is within {max(far):.2f} degrees of BP"
         findings.append(Finding(text, "fine"))
     elif far:
@@ -196,7 +208,7 @@ def _in_words(layers: Sequence[LayerCheck], rule: str, dtype: np.dtype) -> list[
             f"weights are {away:.1f} from orthogonal, GAIT-prop up to {max(far):.0f} degrees from BP; "
         )
         findings.append(Finding(text + "raise ortho_strength to bring them closer", "note"))
-    lost = [l.name for l in layers if (l.absolute_to_difference or 0) > 5]
+    lost = [l.name for l in layers if (l.absolute_to_difference or 0) > LOST]
     if lost:
         text = f"absolute targets lose the direction to rounding in {dtype}: {', '.join(lost)}; "
         findings.append(Finding(text + "difference targets, the default, do not", "note"))

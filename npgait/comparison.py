@@ -71,6 +71,11 @@ def _best(epochs: Sequence[dict[str, Any]], key: str) -> float | None:
     return max(values) if values else None
 
 
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation that a sample gives of where it was drawn from (n - 1); 0 of one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 @dataclass(frozen=True)
 class Group:
     """An experiment and its repetitions with other seeds."""
@@ -83,7 +88,7 @@ class Group:
         finals = [member.final() for member in self.members]
         keys = dict.fromkeys(key for final in finals for key in final)
         columns = {key: [final[key] for final in finals if key in final] for key in keys}
-        return {key: (float(np.mean(v)), float(np.std(v))) for key, v in columns.items()}
+        return {key: (float(np.mean(v)), spread(v)) for key, v in columns.items()}
 
 
 def read_run(folder: Path) -> list[Trained]:

@@ -21,11 +21,10 @@ from npgait.inverse import DEFAULT_TOLERANCE, METHODS
 from npgait.losses import LOSSES
 from npgait.models import MODELS
 from npgait.orthogonality import REGULARISERS
-from npgait.rules import NAMES, TARGETS, default_gamma
+from npgait.rules import INVERTING, NAMES, TARGETS, default_gamma
 from npgait.run_folder import CONFIG, INFO, PLOTS
 from npgait.step import REDUCTIONS
 
-INVERTING = ("tp", "itp", "gait")
 OPTIMIZERS = ("adam", "sgd", "momentum")
 
 

@@ -1,4 +1,4 @@
-"""Initial weights: orthogonal (the published choice) and Glorot normal.
+"""Initial weights: orthogonal (the presets' choice, see docs/deviations.md) and Glorot normal.
 
 Drawn on the host with NumPy, in float64, so that NumPy and CuPy runs of any dtype start equal.
 """

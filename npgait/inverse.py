@@ -138,7 +138,7 @@ class InverseSolver:
         if self.method == "series" or (self.method == "auto" and G is not None):
             z, terms = series(d, W, gram(W) if G is None else G, tolerance, most)
             method = direct if z is None else "series"
-        elif self.method == "auto" and most >= 2:
+        elif self.method == "auto":
             z, terms = refined(d, W, tolerance, most // 2)
             method = direct if z is None else "refinement"
         if z is None and direct == "qr" and self.method != "lu":

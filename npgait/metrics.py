@@ -67,8 +67,8 @@ class LayerMeasures:
     angle : degrees between the layer's dW and backpropagation's
     norm_ratio : ||dW|| / ||dW of backpropagation||
     inverse_residual : ||z W - d|| / ||d|| of the product with W^-1
-    inverse_terms : terms of the series for W^-1; 0 for LU
-    orthogonality : ||I - W W^T||_2, square layers only
+    inverse_terms : terms of the series for W^-1, or corrections; 0 where it was solved for
+    orthogonality : ||I - W W^T||_2 of a layer that has an inverse (W^T W with implicit units)
     crossed : share of used units whose nudge crosses the kink
     gamma : gamma_l of the published equations, mean over the batch
     """

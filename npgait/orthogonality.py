@@ -2,7 +2,8 @@
 
 Everything here is written with G = W W^T, which the regulariser shares with the product with W^-1
 (inverse.py), and R = I - G, which is zero when W is orthogonal. Of a layer whose auxiliary units are
-implicit W is tall, and W^T W stands for W W^T: both penalties are equal where both can be had.
+implicit W is tall, and W^T W stands for W W^T. Of a square W the orthonormal and the conformal penalty
+are equal either way; the off-diagonal one is not: of a tall W it holds columns, not rows, orthogonal.
 """
 
 from __future__ import annotations

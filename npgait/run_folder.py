@@ -2,7 +2,7 @@
 
 RUN/config.toml              every experiment, every key
 RUN/run.json                 versions, device, command, where the data lay
-RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch and on interruption
+RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch, every so many minutes, when stopped
 RUN/NAME/metrics.jsonl       one line an epoch ("kind": "epoch") or measurement ("layers")
 RUN/NAME/metrics.csv         one row an epoch
 RUN/NAME/layers.csv          one row a layer and measurement

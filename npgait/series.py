@@ -16,7 +16,7 @@ from npgait.orthogonality import minus_scale, scale_of
 def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
     """Return z = d W^T / c^2 (I + R + R^2 + ...) and the number of terms; None where LU is better.
 
-    The terms are multiplied to d one after the other (B n^2 operations each), never to each other.
+    The terms are multiplied to d one after the other (2 B n^2 operations each), never to each other.
     Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
     the terms), so the residual is measured before z is trusted.
     """

@@ -23,11 +23,9 @@ from npgait.data import ArrayData, array_data
 from npgait.losses import softmax_cross_entropy
 from npgait.network import Network
 from npgait.optimizers import Adam
-from npgait.rules import bind, draw_feedback
+from npgait.rules import INVERTING, bind, draw_feedback
 from npgait.streams import random_streams
 from npgait.training import EpochDone, Progress, Recipe, train
-
-INVERTING = ("tp", "itp", "gait")
 
 
 class GAITClassifier(ClassifierMixin, BaseEstimator):

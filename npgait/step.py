@@ -35,7 +35,8 @@ class Recipe:
     optimizer : Optimizer
     regulariser : {"orthonormal", "orthogonal", "conformal"}
     ortho_strength : float
-        lambda; 0 for none. Applied to every layer whose W is square.
+        lambda; 0 for none. Applied to every layer that has an inverse: W is square, or implicit
+        auxiliary units make it so.
     reduction : {"sum", "mean"}
         Whether updates are summed over the batch (2023) or averaged (2020).
     ortho_every : int
@@ -93,7 +94,7 @@ def train_step(
     x : array (B, *shape_in)
     labels : integer array (B,)
     step : int
-        Number of the step, for messages.
+        Number of the step: the regulariser is due where `ortho_every` divides it, and messages name it.
     on_measure : callable, optional
         Where given, the layers are measured before the weights change.
     lap : callable, optional

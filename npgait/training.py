@@ -100,7 +100,8 @@ def train(
             streams.restore(progress.streams)  # an epoch that goes on has the order it began with
         started = time.perf_counter()
         for x, labels in train_data.shuffled(batch_size, streams, start=progress.batch):
-            if not network.device.is_gpu:  # whose loader waits for the steps before
+            # A GPU's loader waits for the steps before, which is time of training.
+            if not network.device.is_gpu:
                 started = time.perf_counter()
             measured: list[LayerMeasures] = []
             due = measure_every > 0 and progress.step % measure_every == 0

@@ -118,3 +118,13 @@ def test_an_equation_that_does_not_hold_ends_with_status_1(monkeypatch):
     run = invoke("check", "digits", "-e", "bp", "--device", "cpu")
     assert run.exit_code == 1
     assert "does not hold in bp" in run.output
+
+
+def test_inverses_are_checked_as_the_session_makes_them():
+    session, x, labels = session_of("gait", inverse_tolerance=0.1, inverse_method="series")
+    rng = np.random.default_rng(1)
+    for layer in session.network.layers[1:]:
+        layer.W += 0.02 * rng.standard_normal(layer.W.shape).astype(np.float32)
+    layers, findings = check_session(session, x, labels)
+    assert max(layer.inverse_error for layer in layers[1:]) > 1e-3
+    assert "WRONG" not in marks(findings)

@@ -58,7 +58,7 @@ def test_seeds_repeat_each_experiment_and_become_one_line_with_mean_and_spread(r
     assert [(g.label, len(g.members)) for g in groups] == [("bp", 2), ("gait", 2)]
     finals = [t.final()["test_top1"] for t in trained[2:]]
     assert finals[0] != finals[1]
-    assert groups[1].summary()["test_top1"] == pytest.approx((np.mean(finals), np.std(finals)))
+    assert groups[1].summary()["test_top1"] == pytest.approx((np.mean(finals), np.std(finals, ddof=1)))
 
 
 def test_compare_shows_what_differs_between_runs_and_draws_the_four_figures(runs, tmp_path):

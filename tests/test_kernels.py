@@ -123,12 +123,20 @@ def test_activation_kernels_are_the_equations_of_the_activation(slope, dtype, rn
     s = np.abs(rng.standard_normal((5, 1))).astype(dtype)
     s[2] = 0
     a_expected = a.copy()
-    expected = [f.biased(a_expected, b), f.times_derivative(a, e), f.times_derivative(a, e, power=2)]
+    expected = [
+        f.add_bias_and_activate(a_expected, b),
+        f.times_derivative(a, e),
+        f.times_derivative(a, e, power=2),
+    ]
     expected += [f.difference(y, v, s), f.difference(y, v, 0.3)]
     assert f.crossed(y, v, s).any()
     request.getfixturevalue("emulated")
     a_got = a.copy()
-    got = [f.biased(a_got, b), f.times_derivative(a, e), f.times_derivative(a, e, power=2)]
+    got = [
+        f.add_bias_and_activate(a_got, b),
+        f.times_derivative(a, e),
+        f.times_derivative(a, e, power=2),
+    ]
     got += [f.difference(y, v, s), f.difference(y, v, 0.3)]
     for one, other in zip([a_got, *got], [a_expected, *expected], strict=True):
         assert one.dtype == dtype

@@ -71,7 +71,7 @@ def test_activations_are_numpys_to_the_bit(shape, slope, dtype, rng, monkeypatch
 
     def work():
         a_ = a.copy()
-        y = f.biased(a_, b, out=np.full_like(a, np.nan))
+        y = f.add_bias_and_activate(a_, b, out=np.full_like(a, np.nan))
         return [a_, y, f.times_derivative(a, e), f.difference(y, e, s), f.difference(y, e, 1e-7)]
 
     if shape[0]:
@@ -238,7 +238,7 @@ def test_kernels_refuse_arrays_of_other_shapes(rng, monkeypatch):
     with pytest.raises(ValueError, match="equal shapes"):
         f.times_derivative(a, short)
     with pytest.raises(ValueError, match="equal shapes"):
-        f.biased(a, np.zeros(4))
+        f.add_bias_and_activate(a, np.zeros(4))
     with pytest.raises(ValueError, match="equal shapes"):
         f.difference(a, a, np.ones((3, 1)))
     with pytest.raises(ValueError, match="equal shapes"):
@@ -264,7 +264,9 @@ def test_bytes_of_other_channels_are_refused(rng):
 @needs_loops
 def test_a_single_row_is_never_divided_among_threads(rng, monkeypatch):
     a, b = rng.standard_normal((2, 1 << 20))
-    np.testing.assert_array_equal(*both(monkeypatch, lambda: LeakyReLU().biased(a.copy(), b)))
+    np.testing.assert_array_equal(
+        *both(monkeypatch, lambda: LeakyReLU().add_bias_and_activate(a.copy(), b))
+    )
 
 
 @pytest.mark.parametrize("rule", ["bp", "tp", "gait"])
@@ -365,7 +367,7 @@ def test_arrays_that_are_read_only_are_refused_and_left_as_they_are(work, dtype,
         if work == "adam":
             Adam(0.1).step([A], [np.ones_like(A)])
         elif work == "bias":
-            LeakyReLU().biased(A, np.ones(256, dtype))
+            LeakyReLU().add_bias_and_activate(A, np.ones(256, dtype))
         elif work == "mirror":
             kernels.mirror(A)
         else:

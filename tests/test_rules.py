@@ -22,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("loops")  # compiled, and NumPy's
 
 LU = InverseSolver(method="lu")
 EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
-INVERTING = ["tp", "itp", "gait"]
 
 
 def updates_of(network, rule, x, labels, loss=softmax_cross_entropy):
@@ -361,7 +360,7 @@ def test_a_rule_hands_a_layer_no_other_layers_activity_or_weights(name, targets,
 # --- use --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", INVERTING)
+@pytest.mark.parametrize("name", rules.INVERTING)
 def test_a_rule_that_inverts_refuses_a_layer_that_is_not_square(name, rng):
     network = Network([*dense_network(rng, depth=1).layers])
     network.layers[1].W = network.layers[1].W[:, :5]
@@ -396,3 +395,8 @@ def test_errors_and_outputs_that_a_rule_does_not_take_are_named(rng):
     with pytest.raises(ValueError, match=r"auxiliary=True"):
         bind("gait", targets="absolute")(network.layers, network.forward(x), error)
     bind("gait", targets="absolute")(network.layers, records, error)
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_the_rules_that_invert_layers_are_those_that_say_so(name):
+    assert (bind(name, feedback=[]).inverting_walk is not None) == (name in rules.INVERTING)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import npgait
 from npgait import models
-from npgait.activations import Linear
+from npgait.activations import LeakyReLU, Linear
 from npgait.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from npgait.cli.main import cli
 from npgait.layers import Dense
@@ -132,3 +132,17 @@ def test_one_layer_cannot_stand_in_a_network_twice(rng):
     layer = Dense(rng.standard_normal((6, 6)), np.zeros(6))
     with pytest.raises(ValueError, match="stands in the network twice"):
         Network([layer, layer])
+
+
+def test_a_layer_or_activation_of_ones_own_is_refused_not_saved_as_what_it_derives_from(tmp_path):
+    class Sparse(Dense):
+        """A layer that a file knows nothing of."""
+
+    class Bent(LeakyReLU):
+        """An activation that a file knows nothing of."""
+
+    W, b = np.eye(4), np.zeros(4)
+    for layer, kind in ((Sparse(W, b), "Sparse"), (Dense(W, b, f=Bent()), "Bent")):
+        with pytest.raises(TypeError, match=kind):
+            save_network(tmp_path / "network.h5", Network([layer]))
+    assert not list(tmp_path.iterdir())

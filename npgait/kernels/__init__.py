@@ -1,4 +1,4 @@
-"""Kernels: what NumPy or CuPy would do in several passes over memory, or with atomics, in one without.
+"""Kernels: what NumPy or CuPy does in several passes over memory, or with atomic sums, in one without.
 
 Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
 in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait

@@ -1,7 +1,7 @@
 // What NumPy does in several passes over memory, in one: the kernels beside this file as loops for a CPU.
 //
 // Built once with REAL float and once with REAL double; see setup.py. Python shares the work out to threads, which run
-// these without its lock. Names and arguments are those of the kernels in *.cu.
+// these without its lock. Loops that have a twin in *.cu share its name and arguments.
 
 #include <string.h>
 #include <tgmath.h>

@@ -32,7 +32,7 @@ from npgait.products import column_sums
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
 CACHE_BYTES = 4 << 20
-SHARES = 8  # of a batch, where loops take as little memory whatever a slice holds
+SHARES = 8  # parts that a batch is cut into for threads to share, where memory does not depend on it
 SLICE_OPERATIONS = 1 << 26  # of a slice's product, below which the calls around it would show
 
 
@@ -134,7 +134,7 @@ class Conv2D:
 
         def forward(part: slice) -> None:
             patches_times(x[part], self.W[:, :u], self.window, out=a[part])  # x_p W
-            self.f.biased(a[part], self.b[:u], out=y[part])  # a = x_p W + b, y = f(a)
+            self.f.add_bias_and_activate(a[part], self.b[:u], out=y[part])  # a = x_p W + b, y = f(a)
 
         in_threads(forward, self._slices(x, self.window.patch_size), x)
         return a, y
@@ -275,5 +275,5 @@ class Conv2D:
         size = max(1, min(self.patch_bytes, CACHE_BYTES if on_cpu else self.patch_bytes) // sample_bytes)
         if on_cpu:
             worth = -(-SLICE_OPERATIONS // (2 * rows * columns * self.W.shape[0] * self.used))
-            size = min(size, max(-(-len(batch) // 8), worth))
+            size = min(size, max(-(-len(batch) // SHARES), worth))
         return slices(len(batch), size)

@@ -112,7 +112,7 @@ class Dense:
         """
         u = self.n_out if auxiliary else self.used
         a = product(self._flat(x), self.W[:, :u])
-        y = self.f.biased(a, self.b[:u])  # a = x W + b, y = f(a)
+        y = self.f.add_bias_and_activate(a, self.b[:u])  # a = x W + b, y = f(a)
         return a, y
 
     def inverse(self, y: Array, x: Array | None = None) -> Array:

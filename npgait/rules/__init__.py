@@ -25,6 +25,7 @@ from npgait.rules.itp import itp, itp_absolute
 from npgait.rules.tp import tp, tp_absolute
 
 __all__ = [
+    "INVERTING",
     "NAMES",
     "Rule",
     "bind",
@@ -41,7 +42,8 @@ __all__ = [
     "tp_absolute",
 ]
 
-NAMES = ("bp", "fa", "dfa", "tp", "itp", "gait")
+INVERTING = ("tp", "itp", "gait")  # need every layer but the first to have an inverse
+NAMES = ("bp", "fa", "dfa", *INVERTING)
 Walk = Callable[..., list[Update]]
 TARGETS = ("difference", "absolute")
 

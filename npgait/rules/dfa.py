@@ -1,4 +1,4 @@
-"""Direct feedback alignment (Nokland 2016): e_l = e_L B_l, B_l (n_L, n_l) fixed, random."""
+"""Direct feedback alignment (Nokland 2016): e_l = e_L B_l, B_l (u_L, u_l) fixed, random."""
 
 from __future__ import annotations
 

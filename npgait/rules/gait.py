@@ -3,9 +3,10 @@
 Vanilla (2020 paper): gamma_l = gamma. Normalised (2023 paper): gamma_l = gamma sqrt(n_l) / ||t_l - y_l||
 for each sample, n_l counting all units of the layer, auxiliary ones too.
 
-`gait_absolute` is the equation to the letter, and fails as the paper reports: y - t shrinks by gamma a
-layer until rounding eats it. `gait` carries the scaled error e_l = m_l (y_l - t_l) in its place, with
-m_{l-1} = m_l / gamma_l. The same equations then read, exactly and for any finite gamma,
+`gait_absolute` is the equation to the letter. Vanilla, it fails on deep networks, as the 2023 paper
+reports: y - t shrinks by gamma a layer until rounding eats it. `gait` carries the scaled error
+e_l = m_l (y_l - t_l) in its place, with m_{l-1} = m_l / gamma_l. The same equations then read, exactly
+and for any finite gamma,
 
     v_l     = f'(a_l)^2 * e_l
     s_l     = gamma_l / m_l
