@@ -12,7 +12,7 @@ from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
 from npgait.cli.options import choose_device, data_option, device_option, loader, selected
-from npgait.cli.table import format_table
+from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders.synthetic import random_images
@@ -88,15 +88,11 @@ def _table(layers: Sequence[LayerCheck]) -> str:
     rows = [
         [
             layer.name,
-            _cell(layer.inverse_error, "{:.1e}"),
-            _cell(layer.gait_to_bp, "{:.3f} deg"),
-            _cell(layer.absolute_to_difference, "{:.3f} deg"),
-            _cell(layer.distance, "{:.2e}"),
+            cell(layer.inverse_error, "{:.1e}"),
+            cell(layer.gait_to_bp, "{:.3f} deg"),
+            cell(layer.absolute_to_difference, "{:.3f} deg"),
+            cell(layer.distance, "{:.2e}"),
         ]
         for layer in layers
     ]
     return format_table(header, rows)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

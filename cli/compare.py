@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from npgait.cli.paths import NamedPath
-from npgait.cli.table import format_table
+from npgait.cli.table import cell, format_table
 from npgait.comparison import Group, changed_settings, group_repetitions, read_run
 from npgait.figures import four_figures, save_figures
 from npgait.files import write_text
@@ -131,11 +131,7 @@ def changes_table(groups: Sequence[Group]) -> str:
     """Return the keys that differ between groups, a column each."""
     changed = changed_settings(groups)
     rows = [
-        [group.label, *(_plain(values[number]) for values in changed.values())]
+        [group.label, *(cell(values[number]) for values in changed.values())]
         for number, group in enumerate(groups)
     ]
     return format_table(["experiment", *changed], rows)
-
-
-def _plain(value: object) -> str:
-    return "-" if value is None else str(value)

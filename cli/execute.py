@@ -14,7 +14,7 @@ import numpy as np
 from npgait.backend import Device
 from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
-from npgait.cli.table import format_table
+from npgait.cli.table import cell, format_table
 from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import Experiment
 from npgait.data import Source
@@ -175,15 +175,11 @@ def summary(folder: Path, experiments: Sequence[Experiment]) -> str:
             [
                 experiment.name,
                 str(last.get("epoch", 0)),
-                _cell(last.get("train_top1"), "{:.2%}"),
-                _cell(last.get("test_top1"), "{:.2%}"),
-                _cell(last.get("test_loss"), "{:.4f}"),
-                _cell(hidden_angle(rows), "{:.2f} deg"),
-                _cell(sum(row["seconds"] for row in epochs) if epochs else None, "{:.1f} s"),
+                cell(last.get("train_top1"), "{:.2%}"),
+                cell(last.get("test_top1"), "{:.2%}"),
+                cell(last.get("test_loss"), "{:.4f}"),
+                cell(hidden_angle(rows), "{:.2f} deg"),
+                cell(sum(row["seconds"] for row in epochs) if epochs else None, "{:.1f} s"),
             ]
         )
     return format_table(header, lines)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

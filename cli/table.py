@@ -12,9 +12,14 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
     def line(cells: Sequence[str]) -> str:
         aligned = [
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            text.ljust(width) if number < left else text.rjust(width)
+            for number, (text, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "  ".join(aligned).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def cell(value: object, form: str = "{}") -> str:
+    """Return a value as it stands in a table; "-" where there is none."""
+    return "-" if value is None else form.format(value)

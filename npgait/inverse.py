@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from npgait.backend import Array, array_module, precision_of, to_host
 from npgait.orthogonality import gram
+from npgait.plans import Plan, Plans, follow, note
 from npgait.series import fixed_refinement, fixed_series, refined, relative_residual, series
 
 
@@ -23,8 +23,6 @@ class ErrorsNotFiniteError(ArithmeticError):
 # Relative error allowed in d W^-1: well under what one training step can resolve in that precision.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "tf32": 1e-3}
 METHODS = ("auto", "series", "lu")
-DIRECT = ("lu", "qr", "normal")  # which solve, and see whether W was singular: always looked at
-CHECK_EVERY = 64  # most products on a GPU from one that is looked at, and waited for, to the next
 
 
 @dataclass
@@ -34,21 +32,6 @@ class SolveReport:
     method: str  # "series", "refinement", "lu", "qr" or "normal" (equations of a tall W)
     terms: int  # powers of R that were added, or corrections; 0 for those that solve
     residual: float  # ||z W - d|| / ||d||, measured
-
-
-@dataclass
-class _Plan:
-    """How a product is made on a GPU, and how often without looking at the result."""
-
-    method: str
-    terms: int
-    interval: int  # each so many-th product is looked at; doubled where a look finds nothing new
-    made: int  # products so far
-
-    @property
-    def left(self) -> int:
-        """Products from here to the next that is looked at. Looks at several layers fall together."""
-        return 0 if self.method in DIRECT else self.interval - 1 - self.made % self.interval
 
 
 @dataclass
@@ -80,14 +63,13 @@ class InverseSolver:
         product, so for measured steps only).
     plans : dict
         On a GPU: how the product was last made for each layer, with W W^T and without. It is made so
-        again, with terms to spare, up to `CHECK_EVERY` times without a look at the result, which the
-        host has to wait for.
+        again for a while, without a look at the result; see `plans`.
     """
 
     tolerance: float | None = None
     method: str = "auto"
     reports: list[SolveReport] | None = field(default=None, repr=False)
-    plans: dict[tuple[str, bool], _Plan] = field(default_factory=dict, repr=False)
+    plans: Plans = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -128,9 +110,10 @@ class InverseSolver:
                 f"{name} has shape {W.shape} and no inverse; GAIT-prop, TP and ITP need every layer "
                 "but the first square (add auxiliary units, stored or implicit)"
             )
-        planned = self._as_planned(d, W, G, name)
-        if planned is not None:
-            return planned
+        product = name, G is None
+        plan = follow(self.plans, product)
+        if plan is not None:
+            return self._as_planned(plan, d, W, G)
         tolerance = self._tolerance(W)
         direct = "lu" if n == m else "qr"
         z, method, terms = None, direct, 0
@@ -149,19 +132,8 @@ class InverseSolver:
         if self.reports is not None:
             self.reports.append(SolveReport(method, terms, relative_residual(z, d, W)))
         elif array_module(d) is not np:
-            self._plan((name, G is None), method, terms)
+            note(self.plans, product, method, terms)
         return z
-
-    def steps_to_look(self, products: Iterable[tuple[str, bool]]) -> int:
-        """Return how many steps can be made on a GPU before one of their products is looked at.
-
-        Parameters
-        ----------
-        products : iterable of (name, bool)
-            Of each product of a step the name, and whether W W^T is not at hand.
-        """
-        plans = [self.plans.get(product) for product in products]
-        return min((plan.left if plan else 0 for plan in plans), default=0)
 
     def _tolerance(self, W: Array) -> float:
         """Return the relative error allowed in z, none that products of this precision cannot reach."""
@@ -169,25 +141,8 @@ class InverseSolver:
         least = DEFAULT_TOLERANCE["tf32"] if precision == "tf32" else 0.0
         return max(self.tolerance or DEFAULT_TOLERANCE[precision], least)
 
-    def _plan(self, name: tuple[str, bool], method: str, terms: int) -> None:
-        """Note how a product was made, with terms to spare, and for how long that will do.
-
-        Four at least: fresh weights are orthogonal and need none, and a few steps later they are not.
-        """
-        before, planned, interval, made = self.plans.get(name), max(terms + 2, 4), 1, 1
-        if before is not None:
-            made = before.made + 1
-            if before.method == method and terms < before.terms:  # it did, with a term to spare
-                planned = min(before.terms, terms + 4)
-                interval = min(2 * before.interval, CHECK_EVERY)
-        self.plans[name] = _Plan(method, planned, interval, made)
-
-    def _as_planned(self, d: Array, W: Array, G: Array | None, name: str) -> Array | None:
-        """Return z as it was last made for this layer, or None where it is time to look."""
-        plan = self.plans.get((name, G is None))
-        if plan is None or plan.left == 0:
-            return None
-        plan.made += 1
+    def _as_planned(self, plan: Plan, d: Array, W: Array, G: Array | None) -> Array:
+        """Return z, made as it was last made for this layer."""
         if plan.method == "series":
             return fixed_series(d, W, gram(W) if G is None else G, plan.terms)
         return fixed_refinement(d, W, plan.terms)

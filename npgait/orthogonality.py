@@ -17,6 +17,8 @@ from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.blas import gemm, lower_product, symmetric_products
 
+POWERS = 4  # of R between two looks at what they have come to, each of which a GPU waits for
+
 
 def gram(W: Array) -> Array:
     """Return G = W W^T (n, n) of a square W, or G = W^T W (m, m) of a W with n > m."""
@@ -129,9 +131,6 @@ def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
         yield D
     finally:
         diagonal[...] = before
-
-
-POWERS = 4  # of R between two looks at what they have come to, each of which a GPU waits for
 
 
 def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_looks: int = 50) -> float:

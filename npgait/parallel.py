@@ -16,6 +16,12 @@ from npgait.backend import Array, array_module
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over them
+PARTS = 4  # of such a pass
+LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
+STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
+MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
+_local = threading.local()
 
 
 def in_threads(
@@ -104,14 +110,6 @@ def stretches(x: Array) -> list[slice]:
 def slices(n: int, size: int) -> list[slice]:
     """Return the slices of n things, `size` at a time."""
     return [slice(first, first + size) for first in range(0, n, size)]
-
-
-_local = threading.local()
-WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over them
-PARTS = 4
-LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
-STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
-MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 
 
 def scratch(n: int, dtype: np.dtype, x: Array) -> Array:

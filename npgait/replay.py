@@ -18,6 +18,7 @@ from npgait.backend import Array, array_module, precision_of
 from npgait.gpu import recorder
 from npgait.metrics import LayerMeasures
 from npgait.network import Network
+from npgait.plans import Product, steps_to_look
 from npgait.step import Recipe, train_step
 
 PAYS = 4  # steps without a look ahead, from which on a recording pays
@@ -109,7 +110,7 @@ class Stepper:
         """Return whether the regulariser is applied at this step."""
         return self.recipe.ortho_strength > 0 and step % self.recipe.ortho_every == 0
 
-    def _products(self, step: int) -> list[tuple[str, bool]]:
+    def _products(self, step: int) -> list[Product]:
         """Return the products with W^-1 that a step makes, as the solver knows them."""
         if self.recipe.rule.walk is not None:
             return []
@@ -122,7 +123,7 @@ class Stepper:
         if rule.auxiliary:  # absolute targets solve, and look whether W was singular
             return 0
         products = self._products(step)
-        return rule.solver.steps_to_look(products) if products else PAYS
+        return steps_to_look(rule.solver.plans, products) if products else PAYS
 
     def _changed(self) -> list[Array]:
         """Return the arrays that a step changes in place: parameters, and those of the optimizer."""

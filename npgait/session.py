@@ -236,7 +236,7 @@ def run_session(
 
     Raises
     ------
-    TrainingDivergedError, SingularWeightsError
+    TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError
         The last checkpoint is then the last good one.
     OSError
         If the folder cannot be written.

@@ -88,6 +88,8 @@ def train(
     ------
     TrainingDivergedError
         If the loss or a weight is no longer finite.
+    SingularWeightsError, ErrorsNotFiniteError
+        If a product with W^-1 cannot be made; see `InverseSolver`.
     """
     progress = Progress() if progress is None else progress
     batches = -(-len(train_data) // batch_size)

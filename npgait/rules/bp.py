@@ -18,6 +18,11 @@ def bp(layers: Sequence[Layer], records: Sequence[Record], error: Array) -> list
         x, a, y of each layer, as `Network.forward` returns them.
     error : array (B, u_L)
         e_L = dLoss/dy_L.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
     """
     updates: list[Update] = []
     e = error

@@ -64,6 +64,18 @@ def gait(
         W W^T of each layer, where it is at hand.
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
+
+    Raises
+    ------
+    ValueError
+        If a layer above the first was not made to have an inverse.
+    SingularWeightsError, ErrorsNotFiniteError
+        See `InverseSolver`.
     """
     updates: list[Update] = []
     e, s = error, 1.0
@@ -99,6 +111,18 @@ def gait_absolute(
         dLoss/dy_L.
     gamma, normalised
         As in `gait`.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
+
+    Raises
+    ------
+    ValueError
+        If a layer above the first was not made to have an inverse, or its auxiliary units are implicit.
+    SingularWeightsError
+        If the W of one has none, to the precision of its dtype.
     """
     updates: list[Update] = []
     t, m = output_target(records[-1].y, error)

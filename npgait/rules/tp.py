@@ -36,6 +36,18 @@ def tp(
         W W^T of each layer, where it is at hand.
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
+
+    Raises
+    ------
+    ValueError
+        If a layer above the first was not made to have an inverse.
+    SingularWeightsError, ErrorsNotFiniteError
+        See `InverseSolver`.
     """
     updates: list[Update] = []
     e = error
@@ -61,6 +73,18 @@ def tp_absolute(layers: Sequence[Layer], records: Sequence[Record], error: Array
         x, a, y of each layer with the auxiliary units, as `Network.forward(auxiliary=True)` gives.
     error : array (B, u_L)
         dLoss/dy_L.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
+
+    Raises
+    ------
+    ValueError
+        If a layer above the first was not made to have an inverse, or its auxiliary units are implicit.
+    SingularWeightsError
+        If the W of one has none, to the precision of its dtype.
     """
     updates: list[Update] = []
     t, m = output_target(records[-1].y, error)

@@ -11,12 +11,13 @@ from npgait import models
 from npgait.backend import set_precision, to_host
 from npgait.data import Preparation, Scaling
 from npgait.gpu import Uploader
-from npgait.inverse import CHECK_EVERY, InverseSolver
+from npgait.inverse import InverseSolver
 from npgait.layers.patches import Window, add_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.network import Network
 from npgait.optimizers import Adam
 from npgait.orthogonality import REGULARISERS, gram
+from npgait.plans import CHECK_EVERY
 from npgait.replay import Stepper
 from npgait.rules import NAMES, bind, draw_feedback
 from npgait.training import Recipe, train_step
