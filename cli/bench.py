@@ -30,7 +30,7 @@ from npgait.config import Experiment, resolved
 from npgait.costs import Cost, step_cost
 from npgait.data import Source
 from npgait.experiments import find_experiments, parse_override
-from npgait.loaders.synthetic import random_images
+from npgait.loaders.synthetic import SHAPES, random_images
 from npgait.replay import Stepper
 from npgait.rules import INVERTING, NAMES
 from npgait.run_folder import describe_environment
@@ -223,7 +223,7 @@ def measure(
 
 def _set_up(e: Experiment, device: Device, data_dir: Path | None, graphs: bool) -> Timed:
     """Return an experiment warmed up, with one batch that all its steps learn from."""
-    if data_dir is None and e.data != "digits":
+    if data_dir is None and e.data in SHAPES:
         dataset: Any = random_images(e.data, 2 * e.batch_size, image_size=e.image_size)
     else:
         dataset = loader(data_dir)(e)

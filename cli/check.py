@@ -15,7 +15,7 @@ from npgait.cli.options import choose_device, data_option, device_option, loader
 from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
-from npgait.loaders.synthetic import random_images
+from npgait.loaders.synthetic import SHAPES, random_images
 from npgait.run_folder import CHECKPOINT, CONFIG, read_info
 from npgait.session import Session, build_session, restore_session
 
@@ -72,8 +72,8 @@ def _session(
     e: Experiment, run: Path | None, data_dir: Path | None, device: Device
 ) -> tuple[Session, Array, Array]:
     """Return a session, fresh or from its checkpoint, and a batch."""
-    synthetic = run is None and data_dir is None and e.data != "digits"
-    dataset = random_images(e.data, 64, image_size=e.image_size) if synthetic else loader(data_dir)(e)
+    made_up = run is None and data_dir is None and e.data in SHAPES
+    dataset = random_images(e.data, 64, image_size=e.image_size) if made_up else loader(data_dir)(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     if run is not None and (run / e.name / CHECKPOINT).exists():
         restore_session(run / e.name / CHECKPOINT, session, dataset.digest())

@@ -22,7 +22,15 @@ from npgait.files import locked
 from npgait.loaders import RESIZED, Dataset, StoredDataset
 from npgait.loaders.batches import sources
 from npgait.plots import plot_run
-from npgait.run_folder import CHECKPOINT, CONFIG, PLOTS, RunFolderError, hidden_angle, read_metrics
+from npgait.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    PLOTS,
+    RunFolderError,
+    hidden_angle,
+    read_metrics,
+    write_metrics,
+)
 from npgait.session import Session, build_session, restore_session, run_session
 
 AnyDataset = Dataset | StoredDataset
@@ -116,6 +124,7 @@ def _open(
     session = build_session(experiment, shape_in(dataset, experiment), len(dataset.classes), device)
     if (folder / CHECKPOINT).exists():
         restore_session(folder / CHECKPOINT, session, digest)
+        write_metrics(folder, session.rows)  # a process killed after the checkpoint wrote none
     return session
 
 

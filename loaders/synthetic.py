@@ -1,4 +1,4 @@
-"""Random images of the size of a data set: for timing, where the data set itself is not at hand."""
+"""Random images of the size of a data set: for timing, where the data set itself has to be fetched."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from npgait.loaders.dataset import DataError, Dataset
 
-# Height, width, channels and classes; of imagenet the side is what the experiment says.
+# Height, width, channels and classes of data sets that have to be fetched; of imagenet the side is what
+# the experiment says.
 SHAPES = {
-    "digits": (8, 8, 1, 10),
     "mnist": (28, 28, 1, 10),
     "kmnist": (28, 28, 1, 10),
     "fashion-mnist": (28, 28, 1, 10),

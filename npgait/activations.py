@@ -100,6 +100,7 @@ class LeakyReLU:
                 f"slope of the leaky ReLU is {self.slope}; expected a finite number above 0, "
                 "or the activation has no inverse"
             )
+        object.__setattr__(self, "slope", float(self.slope))
 
     def __call__(self, a: Array, out: Array | None = None) -> Array:
         """Return y = f(a), in `out` where given."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from npgait.config import Experiment
 from npgait.experiments import read_experiments
-from npgait.files import read_text
+from npgait.files import printable, read_text
 from npgait.run_folder import CONFIG, INFO, RunFolderError, hidden_angle, read_metrics
 
 NAMING = ("name", "description", "seed")  # keys in which repetitions of one experiment differ
@@ -134,7 +134,7 @@ def group_repetitions(trained: Sequence[Trained]) -> list[Group]:
 
 def _unlike(label: str, labels: Sequence[str], folder: Path, several: bool) -> str:
     """Return the label, with its folder where another group has the same."""
-    return f"{label} ({folder.name})" if several and labels.count(label) > 1 else label
+    return f"{label} ({printable(folder.name)})" if several and labels.count(label) > 1 else label
 
 
 def changed_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from npgait.backend import to_host
 from npgait.files import replacing
 from npgait.layers import Conv2D
 from npgait.network import Layer, Network
-from npgait.saving import slope_of
+from npgait.saving import describe, slope_of
 
 OPSET, IR_VERSION = 13, 8  # old enough for every runtime of the last years
 
@@ -37,13 +37,14 @@ def export_onnx(network: Network, path: str | Path) -> None:
     ExportError
         If the package onnx is not installed.
     TypeError
-        If an activation is neither a leaky ReLU nor linear.
+        If a layer is neither dense nor a convolution, or an activation neither leaky ReLU nor linear.
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise ExportError("the package onnx is missing; pip install 'npgait[onnx]'") from error
+    describe(network)  # a layer of another kind would be written as what it derives from
     nodes: list[Any] = []
     weights: list[Any] = []
     value = "x"

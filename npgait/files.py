@@ -93,6 +93,17 @@ def read_text(path: Path, limit: int) -> str:
     return raw.decode("utf-8", errors="replace")
 
 
+def printable(text: str) -> str:
+    """Return text in which bytes of a file name that are no text in this locale are read as UTF-8.
+
+    What is no UTF-8 either stands as a replacement character.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replacing(path) as temporary:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from npgait.data import ArrayData, array_data
 from npgait.losses import LOSSES
 from npgait.network import Network
@@ -13,6 +11,7 @@ from npgait.optimizers import Adam, Optimizer
 from npgait.rules import Rule, bind, draw_feedback
 from npgait.streams import random_streams
 from npgait.training import EpochDone, Recipe, train
+from npgait.validation import whole
 
 
 def fit(
@@ -70,13 +69,11 @@ def fit(
     """
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} is {value!r}; expected an integer")
+    epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     if not isinstance(rule, str | Rule):
         raise TypeError(f"rule is {rule!r}; expected a name such as 'gait', or a rule of rules.bind")
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs is {epochs}, batch_size is {batch_size}; expected at least 1")
+    if test is not None and not (isinstance(test, tuple | list) and len(test) == 2):
+        raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
     streams = random_streams(seed)
     if isinstance(rule, str):
         network.feedback = draw_feedback(rule, network, streams.feedback)

@@ -7,6 +7,7 @@ dLoss/dy per sample (B, n). Sum or mean over the batch is the caller's choice, m
 from __future__ import annotations
 
 from npgait.backend import Array, array_module
+from npgait.validation import check_labels
 
 
 def softmax_cross_entropy(y: Array, labels: Array) -> tuple[Array, Array]:
@@ -22,7 +23,13 @@ def softmax_cross_entropy(y: Array, labels: Array) -> tuple[Array, Array]:
     -------
     loss : array (B,)
     error : array (B, n)
+
+    Raises
+    ------
+    ValueError
+        If labels are not one class a sample; on a GPU their values are not looked at.
     """
+    check_labels(labels, y)
     xp = array_module(y)
     rows = xp.arange(len(y))
     shifted = y - y.max(axis=1, keepdims=True)
@@ -46,7 +53,13 @@ def squared_error(y: Array, labels: Array) -> tuple[Array, Array]:
     -------
     loss : array (B,)
     error : array (B, n)
+
+    Raises
+    ------
+    ValueError
+        If labels are not one class a sample; on a GPU their values are not looked at.
     """
+    check_labels(labels, y)
     xp = array_module(y)
     error = y.copy()
     error[xp.arange(len(y)), labels] -= 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from numbers import Integral
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from npgait.initialisation import INITIALISATIONS
 from npgait.layers import Conv2D, Dense, Window
 from npgait.layers.conv import PATCH_BYTES
 from npgait.network import Layer, Network
+from npgait.validation import whole
 
 
 def square(
@@ -263,8 +263,7 @@ def _weights(
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"{name} is {size!r}; expected a whole number, at least 1")
+        whole(name, size)
 
 
 MODELS: dict[str, Callable[..., Network]] = {

@@ -14,6 +14,7 @@ import numpy as np
 from npgait.activations import Activation
 from npgait.backend import Array, Device, array_module, as_array, device_of, to_host
 from npgait.inverse import InverseSolver
+from npgait.validation import check_name
 
 
 class Layer(Protocol):
@@ -90,7 +91,8 @@ class Network:
     Raises
     ------
     ValueError
-        If a layer does not take what the layer below gives, or stands there twice.
+        If a layer does not take what the layer below gives, stands there twice, or has a name that no
+        file can hold.
     """
 
     layers: list[Layer]
@@ -113,6 +115,8 @@ class Network:
         """Number the layers that share a name: files, and the solver, know a layer by it."""
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise ValueError("one layer stands in the network twice; give each its own weights")
+        for layer in self.layers:
+            check_name(layer.name)
         names = Counter(layer.name for layer in self.layers)
         for layer in self.layers:
             if names[layer.name] > 1:

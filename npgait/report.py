@@ -10,6 +10,7 @@ from typing import Any
 
 from npgait.comparison import NAMING, Group, changed_settings
 from npgait.figures import as_svg, four_figures
+from npgait.files import printable
 
 TITLES = {
     "train-accuracy": "Accuracy on the training set, by epoch",
@@ -66,7 +67,7 @@ def report_page(groups: Sequence[Group], header: Sequence[str], rows: Sequence[S
         sections += ["<h2>What changed between them</h2>", _table(["experiment", *changed], cells)]
     sections += ["<h2>Settings</h2>", *map(_settings, groups)]
     sections += ["<h2>Environment</h2>", *map(_environment, groups_by_folder(groups))]
-    return (
+    return printable(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"

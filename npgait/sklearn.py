@@ -26,6 +26,7 @@ from npgait.optimizers import Adam
 from npgait.rules import INVERTING, bind, draw_feedback
 from npgait.streams import random_streams
 from npgait.training import EpochDone, Progress, Recipe, train
+from npgait.validation import whole
 
 
 class GAITClassifier(ClassifierMixin, BaseEstimator):
@@ -130,12 +131,11 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         npgait.training.TrainingDivergedError
             If the loss is no longer finite.
         """
-        if self.max_iter < 1:
-            raise ValueError(f"max_iter is {self.max_iter}; expected at least 1")
+        epochs = whole("max_iter", self.max_iter)
         X, y = validate_data(self, X, y, dtype=self.dtype)
         check_classification_targets(y)
         self._start(unique_labels(y))
-        self._train(X, y, self.max_iter)
+        self._train(X, y, epochs)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> GAITClassifier:
@@ -227,13 +227,14 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         )
 
     def _train(self, X: np.ndarray, y: np.ndarray, epochs: int) -> None:
+        batch_size = whole("batch_size", self.batch_size)
         labels = np.searchsorted(self.classes_, y)
         events = train(
             self.network_,
             self._recipe,
             self._data(X, labels),
             epochs=epochs,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             streams=self._streams,
             progress=Progress(),
             evaluate_train=False,

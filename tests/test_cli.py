@@ -82,6 +82,19 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert (folder / "gait" / "checkpoint.h5").read_bytes() == before
 
 
+@pytest.mark.parametrize("left", ["", '{"kind": "epoch"', None])
+def test_metrics_that_a_killed_process_did_not_write_come_from_the_checkpoint(left, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("metrics.jsonl", "metrics.csv", "layers.csv"):
+        path = tmp_path / "run" / "gait" / name
+        path.unlink() if left is None else path.write_text(left)
+    result = call("resume", tmp_path / "run", "--no-plots")
+    assert result.exit_code == 0, result.output
+    for name in ("metrics.jsonl", "metrics.csv", "layers.csv"):
+        whole = (finished[0] / "gait" / name).read_bytes()
+        assert (tmp_path / "run" / "gait" / name).read_bytes() == whole
+
+
 def test_one_experiment_can_be_chosen(tmp_path):
     result = call("run", "-q", "-e", "fa", "--no-plots", "--out", tmp_path / "r", *SMALL)
     assert result.exit_code == 0

@@ -6,6 +6,7 @@ import functools
 import html
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -154,6 +155,21 @@ def test_the_page_holds_table_settings_environment_and_what_changed(page):
     ):
         assert words in text
     assert text.count("<svg") == 4
+
+
+def test_a_folder_whose_name_is_no_text_is_shown_as_far_as_it_is(runs, tmp_path):
+    folders = []
+    for name in (b"h\xc3\xa4lf-\xff", b"h\xc3\xa4lf-\xfe"):
+        folders.append(tmp_path / os.fsdecode(name))
+        try:
+            shutil.copytree(runs[0], folders[-1])
+        except OSError:
+            pytest.skip("this file system takes no such name")
+    for command in ("compare", "report"):
+        options = ["--out", tmp_path / "page.html"] if command == "report" else ["--no-plots"]
+        result = npgait(command, *folders, *options)
+        assert result.exit_code == 0, (result.output, result.exception)
+    assert "h\u00e4lf-\ufffd" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_names_are_escaped(runs, tmp_path):

@@ -478,3 +478,25 @@ def test_a_convolution_cannot_be_the_last_layer_and_maps_have_to_fit(rng):
         Network([layer_of(window, rng, used=2), Dense(np.ones((32, 3)), np.ones(3))])
     with pytest.raises(ValueError, match="does not flatten to 32"):
         Dense(np.ones((32, 3)), np.ones(3), shape_in=(4, 4, 3))
+
+
+@pytest.mark.parametrize("lies", ["upside down", "one row again and again", "every other", "by columns"])
+def test_weights_may_lie_in_memory_as_they_will(lies, dtype, rng):
+    whole = rng.standard_normal((36, 10)).astype(dtype)
+    W = {
+        "upside down": whole[17::-1, :5],
+        "one row again and again": np.broadcast_to(whole[0, :5], (18, 5)),
+        "every other": whole[::2, ::2],
+        "by columns": np.asfortranarray(whole[:18, :5]),
+    }[lies]
+    x = rng.standard_normal((2, 8, 8, 2)).astype(dtype)
+    b, window = np.zeros(5, dtype), Window(8, 8, 2, 3, 1, "SAME")
+    a, _ = Conv2D(W, b, window).forward(x)
+    expected, _ = Conv2D(np.ascontiguousarray(W), b, window).forward(x)
+    assert relative(a, expected) < 100 * np.finfo(dtype).eps
+
+
+def test_images_of_bytes_are_taken_as_a_dense_layer_takes_them(rng):
+    x = rng.integers(0, 256, (2, 6, 6, 1), dtype=np.uint8)
+    layer = Conv2D(rng.standard_normal((9, 4)), np.zeros(4), Window(6, 6, 1, 3))
+    np.testing.assert_allclose(layer.forward(x)[0], layer.forward(x.astype(np.float64))[0], rtol=1e-12)

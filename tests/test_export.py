@@ -106,3 +106,13 @@ def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
     run = npgait("export", tmp_path / "run", tmp_path / "m.onnx")
     assert run.exit_code == 2
     assert "pip install 'npgait[onnx]'" in run.output
+
+
+def test_a_layer_of_ones_own_is_refused_not_exported_as_what_it_derives_from(tmp_path):
+    class Twice(Dense):
+        """A layer that ONNX is not told of."""
+
+    network = Network([Twice(np.ones((4, 3), "f4"), np.zeros(3, "f4"))])
+    with pytest.raises(TypeError, match="Twice"):
+        export_onnx(network, tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())

@@ -48,3 +48,18 @@ def test_a_perfect_output_has_no_squared_error():
     loss, error = squared_error(np.eye(3), np.arange(3))
     assert not loss.any()
     assert not error.any()
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, squared_error])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1, 0], "from -1 to 0"),
+        ([0, 3], "from 0 to 3"),
+        ([[0], [1]], "shape"),
+        ([0.0, 1.0], "integers"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(loss, labels, message):
+    with pytest.raises(ValueError, match=message):
+        loss(np.zeros((2, 3)), np.array(labels))

@@ -400,3 +400,16 @@ def test_errors_and_outputs_that_a_rule_does_not_take_are_named(rng):
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_the_rules_that_invert_layers_are_those_that_say_so(name):
     assert (bind(name, feedback=[]).inverting_walk is not None) == (name in rules.INVERTING)
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+@pytest.mark.parametrize("shape", [(12,), (32, 32, 1)])
+def test_an_empty_batch_gives_updates_of_zeros(name, shape):
+    make = models.square if len(shape) == 1 else models.imagenet
+    network = make(shape if len(shape) == 3 else 12, 3, auxiliary="implicit", dtype="float64")
+    rule = bind(name, feedback=draw_feedback(name, network, np.random.default_rng(0)))
+    records = network.forward(np.zeros((0, *shape)))
+    updates = rule(network.layers, records, np.zeros((0, 3)))
+    for layer, (dW, db) in zip(network.layers, updates, strict=True):
+        assert dW.shape == layer.W.shape and db.shape == layer.b.shape
+        assert not dW.any() and not db.any()

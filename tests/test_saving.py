@@ -12,7 +12,7 @@ from npgait import models
 from npgait.activations import LeakyReLU, Linear
 from npgait.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from npgait.cli.main import cli
-from npgait.layers import Dense
+from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Network
 from npgait.saving import describe, load_network, save_network
 
@@ -146,3 +146,38 @@ def test_a_layer_or_activation_of_ones_own_is_refused_not_saved_as_what_it_deriv
         with pytest.raises(TypeError, match=kind):
             save_network(tmp_path / "network.h5", Network([layer]))
     assert not list(tmp_path.iterdir())
+
+
+def test_sizes_of_numpy_are_saved_and_read_back(tmp_path):
+    i, f = np.int64, np.float32
+    networks = [
+        models.square(i(8), i(3), width=i(6), depth=i(2), f=LeakyReLU(f(0.25))),
+        models.tower(8, 3, widths=np.array([6, 5])),
+        models.imagenet(np.array([32, 32, 3]), i(3)),
+        Network([Dense(np.eye(4), np.zeros(4), used=i(2), shape_in=np.array([2, 2]))]),
+    ]
+    for network in networks:
+        save_network(tmp_path / "network.h5", network)
+        same = load_network(tmp_path / "network.h5")
+        assert describe(same) == describe(network)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dense(np.eye(3, dtype="f4"), np.zeros(3)), "W is <f4 and b is <f8"),
+        (lambda: Dense(np.eye(3, dtype="f2"), np.zeros(3, "f2")), "expected both float32"),
+        (lambda: Dense(np.eye(3, dtype=">f4"), np.zeros(3, ">f4")), "expected both float32"),
+        (lambda: Dense(np.eye(3, dtype=int), np.zeros(3, int)), "expected both float32"),
+        (lambda: Dense(np.eye(3), np.zeros(3), used=2.0), "used is 2.0"),
+        (lambda: Conv2D(np.ones((9, 2), "f4"), np.zeros(2), Window(5, 5, 1, 3)), "W is <f4"),
+        (lambda: Window(5, 5.5, 1, 3), "width of a window is 5.5"),
+        *(
+            (lambda name=name: Network([Dense(np.eye(3), np.zeros(3), name=name)]), "is called")
+            for name in ("", ".", "..", "a/b", "/", "a\0b", "a\n")
+        ),
+    ],
+)
+def test_what_no_file_could_hold_is_refused_before_it_is_trained(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

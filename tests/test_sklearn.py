@@ -132,3 +132,12 @@ def test_without_scikit_learn_the_import_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import npgait.sklearn"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'npgait[sklearn]'" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": -1}, {"batch_size": 0}, {"batch_size": 2.5}, {"max_iter": 1.5}]
+)
+def test_numbers_that_are_no_sizes_are_refused(options):
+    X, y = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 2
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        GAITClassifier(**{"max_iter": 2, **options}).fit(X, y)

@@ -28,6 +28,7 @@ from npgait.layers.patch_products import (
 from npgait.layers.patches import Window, count_patches
 from npgait.parallel import in_threads, slices
 from npgait.products import column_sums
+from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
@@ -77,7 +78,8 @@ class Conv2D:
     implicit: bool = False
 
     def __post_init__(self) -> None:
-        if self.W.ndim != 2 or len(self.W) != self.window.patch_size:
+        check_parameters(self.name, self.W, self.b)
+        if self.W.ndim != 2 or len(self.W) != self.window.patch_size or self.W.shape[1] == 0:
             raise ValueError(
                 f"{self.name}: W {self.W.shape}; expected ({self.window.patch_size}, c_out) for "
                 f"{self.window}"
@@ -86,11 +88,11 @@ class Conv2D:
             raise ValueError(f"{self.name}: b {self.b.shape}; expected {self.W.shape[1:]}")
         if self.used == -1:
             self.used = self.W.shape[1]
-        if not 1 <= self.used <= self.W.shape[1]:
+        self.used = whole(f"{self.name}: used", self.used)
+        if self.used > self.W.shape[1]:
             raise ValueError(f"{self.name}: used is {self.used}; expected 1 to {self.W.shape[1]}")
         check_implicit(self.name, self.implicit, self.W.shape, self.used)
-        if self.patch_bytes < 1:
-            raise ValueError(f"{self.name}: patch_bytes is {self.patch_bytes}; expected at least 1")
+        self.patch_bytes = whole(f"{self.name}: patch_bytes", self.patch_bytes)
 
     @property
     def shape_in(self) -> tuple[int, ...]:
@@ -129,7 +131,8 @@ class Conv2D:
         a, y : array (B, H', W', used), or (B, H', W', c_out) with `auxiliary`
         """
         u = self.W.shape[1] if auxiliary else self.used
-        a = array_module(x).empty((len(x), *self.window.positions, u), dtype=x.dtype)
+        dtype = np.result_type(x.dtype, self.W.dtype)
+        a = array_module(x).empty((len(x), *self.window.positions, u), dtype=dtype)
         y = array_module(x).empty_like(a)
 
         def forward(part: slice) -> None:
@@ -242,7 +245,8 @@ class Conv2D:
             dW = patches_transposed_times(x[part], delta, self.window)  # x_p^T [f'(a) * e]
             return dW, column_sums(delta.reshape(-1, u))
 
-        parts = in_threads(local_update, self._slices(x, self.window.patch_size), x)
+        # An empty batch has one slice, of nothing, and an update of zeros.
+        parts = in_threads(local_update, self._slices(x, self.window.patch_size) or [slice(0, 0)], x)
         dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
         return with_auxiliary(array_module(x).ascontiguousarray(dW), n_out), with_auxiliary(db, n_out)

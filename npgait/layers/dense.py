@@ -13,6 +13,7 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.blas import product
 from npgait.inverse import InverseSolver
+from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
 
@@ -56,17 +57,19 @@ class Dense:
     implicit: bool = False
 
     def __post_init__(self) -> None:
+        check_parameters(self.name, self.W, self.b)
         if self.W.ndim != 2 or self.W.size == 0 or self.b.shape != self.W.shape[1:]:
             raise ValueError(
                 f"{self.name}: W {self.W.shape} and b {self.b.shape}; expected W (n_in, n_out) and "
                 "b (n_out,), of one unit or more"
             )
-        self.shape_in = self.shape_in or (self.n_in,)
+        self.shape_in = tuple(whole(f"{self.name}: shape_in", n) for n in self.shape_in) or (self.n_in,)
         if math.prod(self.shape_in) != self.n_in:
             raise ValueError(f"{self.name}: shape_in {self.shape_in} does not flatten to {self.n_in}")
         if self.used == -1:
             self.used = self.n_out
-        if not 1 <= self.used <= self.n_out:
+        self.used = whole(f"{self.name}: used", self.used)
+        if self.used > self.n_out:
             raise ValueError(f"{self.name}: used is {self.used}; expected 1 to n_out = {self.n_out}")
         check_implicit(self.name, self.implicit, self.W.shape, self.used)
 

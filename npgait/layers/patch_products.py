@@ -14,6 +14,7 @@ from npgait.backend import Array, array_module
 from npgait.blas import product
 from npgait.kernels import patch_loops
 from npgait.layers.patches import Window, add_patches, check_array, cut_patches, geometry
+from npgait.layout import AS_IS, layout
 from npgait.parallel import scratch, zero_padded
 from npgait.products import summed_product, tall_product
 
@@ -44,7 +45,8 @@ def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
     if narrow := patch_loops.narrow_memory(x.dtype, W.shape[1], where):
         patch_loops.patches_times_narrow(x, W, out, scratch(narrow, x.dtype, x), where)
     else:
-        W = W if W.strides[1] == W.itemsize else np.ascontiguousarray(W)
+        lies = layout(W)
+        W = W if lies is not None and lies[0] == AS_IS else np.ascontiguousarray(W)
         patch_loops.patches_times(x, W, out, _some(x, window), where)
 
 

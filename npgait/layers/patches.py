@@ -14,6 +14,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import zero_padded
+from npgait.validation import whole
 
 PADDINGS = ("SAME", "VALID")
 
@@ -45,9 +46,8 @@ class Window:
     padding: str = "SAME"
 
     def __post_init__(self) -> None:
-        sizes = (self.height, self.width, self.channels, self.kernel, self.stride)
-        if min(sizes) < 1:
-            raise ValueError(f"{self}: every size has to be at least 1")
+        for name in ("height", "width", "channels", "kernel", "stride"):
+            object.__setattr__(self, name, whole(f"{name} of a window", getattr(self, name)))
         if self.padding not in PADDINGS:
             raise ValueError(f"padding {self.padding!r} is unknown; use SAME or VALID")
         if self.padding == "VALID" and self.kernel > min(self.height, self.width):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from npgait.backend import Array, array_module
 from npgait.network import Layer
@@ -55,5 +56,5 @@ def scaled(m: Array, e: Array) -> Array:
 
 def norm_per_sample(e: Array) -> Array:
     """Return ||e||_2 of each sample, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
-    norms = array_module(e).sqrt(squared_norms(e.reshape(len(e), -1)))
+    norms = array_module(e).sqrt(squared_norms(e.reshape(len(e), prod(e.shape[1:]))))
     return norms.reshape(len(e), *[1] * (e.ndim - 1))

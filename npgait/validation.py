@@ -1,0 +1,56 @@
+"""Checks of what comes from outside: sizes, parameters, names, labels."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from npgait.backend import Array, array_module
+
+PARAMETERS = (np.dtype("float32"), np.dtype("float64"))
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number, NumPy's too, as an int: files and ONNX know no other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is of another type, or below `least`.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected a whole number, at least {least}")
+    return int(value)
+
+
+def check_parameters(name: str, W: Array, b: Array) -> None:
+    """Raise a ValueError where W and b are not both float32, or both float64, in native byte order."""
+    if W.dtype != b.dtype or W.dtype not in PARAMETERS or not W.dtype.isnative:
+        raise ValueError(
+            f"{name}: W is {W.dtype.str} and b is {b.dtype.str}; expected both float32 or both float64"
+        )
+
+
+def check_name(name: Any) -> None:
+    """Raise a ValueError where a layer's name is none that a file can hold its weights under."""
+    if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable() or "/" in name:
+        raise ValueError(f"a layer is called {name!r}; expected printable characters without '/'")
+
+
+def check_labels(labels: Array, y: Array) -> None:
+    """Raise a ValueError where labels are not one class (0 to n - 1) for each output y (B, n).
+
+    On a GPU only their shape is looked at: to see their values the host would have to wait.
+    """
+    if labels.shape != y.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}; expected {y.shape[:1]}, one a sample")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype}; expected integers, classes counted from 0")
+    if array_module(labels) is np and len(labels) and not 0 <= labels.min() <= labels.max() < y.shape[1]:
+        raise ValueError(
+            f"labels reach from {labels.min()} to {labels.max()}; expected classes 0 to {y.shape[1] - 1}"
+        )
