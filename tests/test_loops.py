@@ -72,7 +72,15 @@ def test_activations_are_numpys_to_the_bit(shape, slope, dtype, rng, monkeypatch
     def work():
         a_ = a.copy()
         y = f.add_bias_and_activate(a_, b, out=np.full_like(a, np.nan))
-        return [a_, y, f.times_derivative(a, e), f.difference(y, e, s), f.difference(y, e, 1e-7)]
+        at_kinks = f.difference(f(a), e, s)
+        return [
+            a_,
+            y,
+            f.times_derivative(a, e),
+            at_kinks,
+            f.difference(y, e, s),
+            f.difference(y, e, 1e-7),
+        ]
 
     if shape[0]:
         assert f.crossed(f(a), e, s).any() or shape == (1, 1)

@@ -202,6 +202,13 @@ class Conv2D:
         Returns
         -------
         array (B, H, W, C)
+
+        Raises
+        ------
+        ValueError
+            If the layer was not made to have an inverse.
+        SingularWeightsError, ErrorsNotFiniteError
+            See `InverseSolver`.
         """
         check_inverse(self.name, self.has_inverse, self.W.shape)
         d = self.f.difference(y, v, s)

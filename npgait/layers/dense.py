@@ -174,6 +174,13 @@ class Dense:
         Returns
         -------
         array (B, *shape_in)
+
+        Raises
+        ------
+        ValueError
+            If the layer was not made to have an inverse.
+        SingularWeightsError, ErrorsNotFiniteError
+            See `InverseSolver`.
         """
         check_inverse(self.name, self.has_inverse, self.W.shape)
         d = self.f.difference(y, v, s)
