@@ -10,7 +10,7 @@ import click
 from npgait.cli.paths import NamedPath
 from npgait.cli.table import cell, format_table
 from npgait.comparison import Group, changed_settings, group_repetitions, read_run
-from npgait.figures import four_figures, save_figures
+from npgait.figures import draw_run, four_figures, save_figures
 from npgait.files import write_text
 from npgait.report import report_page
 from npgait.run_folder import PLOTS
@@ -73,8 +73,8 @@ def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
     "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
 )
 def plot(run: Path, out: Path | None, kind: str) -> None:
-    """Draw the papers' four figures of a run, finished or not."""
-    for path in save_figures(four_figures(read_groups([run])), out or run / PLOTS, kind):
+    """Draw the papers' four figures and the loss of a run, finished or not."""
+    for path in draw_run(run, out or run / PLOTS, kind):
         click.echo(f"figure: {path}")
 
 

@@ -18,10 +18,10 @@ from npgait.cli.table import cell, format_table
 from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import Experiment
 from npgait.data import Source
+from npgait.figures import draw_run
 from npgait.files import locked
 from npgait.loaders import RESIZED, Dataset, StoredDataset
 from npgait.loaders.batches import sources
-from npgait.plots import plot_run
 from npgait.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -81,8 +81,8 @@ def execute(
                 _train(session, *data, folder, digest, stop, quiet, graphs)
             if stop():
                 break
-    if plots:
-        plot_run(folder / PLOTS, {e.name: read_metrics(folder / e.name) for e in experiments})
+    if plots and any(read_metrics(folder / e.name) for e in experiments):
+        draw_run(folder, folder / PLOTS)
     click.echo(summary(folder, experiments))
     click.echo(f"run folder: {folder}")
     if stop():

@@ -1,6 +1,7 @@
-"""The papers' four figures, of groups of runs: accuracy by epoch, angle to BP by step and by layer.
+"""The papers' four figures (accuracy by epoch, angle to BP by step and by layer) and the loss.
 
-Lines are means over the seeds of a group, bands reach from the least to the largest.
+Lines are means over the seeds of a group, bands reach from the least to the largest. matplotlib is
+imported here only when something is drawn.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from npgait.comparison import Group, Trained
+from npgait.comparison import Group, Trained, group_repetitions, read_run
 from npgait.files import replacing
-from npgait.plots import colour, new_figure
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
@@ -23,12 +26,35 @@ def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
     A figure without any data is left out.
     """
     drawn = {
-        "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)"),
-        "test-accuracy": _per_epoch(groups, "test_top1", "test accuracy (%)"),
+        "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)", 100),
+        "test-accuracy": _per_epoch(groups, "test_top1", "test accuracy (%)", 100),
         "angle": _angle_by_step(groups),
         "angle-by-layer": _angle_by_layer(groups),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def loss_figures(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return matplotlib figures by name: train-loss, test-loss. One without any data is left out."""
+    drawn = {}
+    for split in ("train", "test"):
+        figure = _per_epoch(groups, f"{split}_loss", f"{split} loss", 1)
+        if figure is not None:
+            figure.axes[0].set_yscale("log")
+            drawn[f"{split}-loss"] = figure
+    return drawn
+
+
+def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
+    """Draw all figures of a run, finished or not, into `folder`; return the files.
+
+    Raises
+    ------
+    RunFolderError, ConfigError
+        See `comparison.read_run`.
+    """
+    groups = group_repetitions(read_run(run))
+    return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
 
 
 def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
@@ -50,9 +76,9 @@ def as_svg(figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _per_epoch(groups: Sequence[Group], key: str, label: str) -> Any:
+def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Any:
     def points(t: Trained) -> list[tuple[float, float]]:
-        return [(row["epoch"], 100 * row[key]) for row in t.epochs if row.get(key) is not None]
+        return [(row["epoch"], factor * row[key]) for row in t.epochs if row.get(key) is not None]
 
     return _lines(groups, points, "epoch", label)
 
@@ -87,7 +113,7 @@ def _lines(
     found = [(group, [dict(points(t)) for t in group.members]) for group in groups]
     if not any(any(member) for _, members in found for member in members):
         return None
-    figure, (axes,) = new_figure(1)
+    figure, axes = _new_figure()
     for number, (group, members) in enumerate(found):
         members = [member for member in members if member]
         x = sorted(set.intersection(*map(set, members))) if members else []
@@ -95,9 +121,9 @@ def _lines(
             continue
         y = np.array([[member[at] for at in x] for member in members])
         style = "o" if len(x) == 1 else "-"
-        axes.plot(x, y.mean(axis=0), style, color=colour(number), label=group.label)
+        axes.plot(x, y.mean(axis=0), style, color=_colour(number), label=group.label)
         if len(members) > 1:
-            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour(number), alpha=0.2, lw=0)
+            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
     axes.legend(frameon=False, fontsize="small")
@@ -110,7 +136,7 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
     angles = {label: layers for label, layers in angles.items() if any(map(len, layers.values()))}
     if not angles:
         return None
-    figure, (axes,) = new_figure(1)
+    figure, axes = _new_figure()
     names = max((list(layers) for layers in angles.values()), key=len)
     numbers = {group.label: number for number, group in enumerate(groups)}
     width = 0.6 / max(len(angles) - 1, 1)
@@ -119,7 +145,7 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
         low, middle, high = np.array([np.percentile(v, (25, 50, 75)) for _, v in kept]).T
         x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
         bars = (middle - low, high - middle)
-        axes.errorbar(x, middle, bars, fmt="o", capsize=3, color=colour(numbers[label]), label=label)
+        axes.errorbar(x, middle, bars, fmt="o", capsize=3, color=_colour(numbers[label]), label=label)
     axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)", ylim=(-2, None))
     axes.set_xticklabels(names, rotation=30, ha="right")
     axes.legend(frameon=False, fontsize="small")
@@ -134,3 +160,21 @@ def _by_layer(group: Group) -> dict[str, list[float]]:
             if layer["angle"] is not None:
                 layers[layer["layer"]].append(layer["angle"])
     return layers
+
+
+def _new_figure() -> tuple[Any, Any]:
+    """Return a figure and its axes; made without pyplot, so no window, no state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _colour(number: int) -> str:
+    """Return the colour of line `number`, the same in every figure."""
+    return COLOURS[number % len(COLOURS)]

@@ -6,7 +6,7 @@ RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch, every so many
 RUN/NAME/metrics.jsonl       one line an epoch ("kind": "epoch") or measurement ("layers")
 RUN/NAME/metrics.csv         one row an epoch
 RUN/NAME/layers.csv          one row a layer and measurement
-RUN/plots/*.png              accuracy, loss, angle by layer
+RUN/plots/*.png              accuracy and loss by epoch, angle by step and by layer
 """
 
 from __future__ import annotations

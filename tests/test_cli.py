@@ -68,8 +68,15 @@ def test_a_run_leaves_everything_needed_to_look_again(finished):
                 assert epochs[0][f"{part}_{key}"] >= 0
         measured = [row for row in rows if row["kind"] == "layers"]
         assert {m["layer"] for m in measured[0]["layers"]} == {"hidden1", "output"}
-    for plot in ("accuracy.png", "loss.png", "angle.png"):
-        assert (folder / "plots" / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for plot in (
+        "train-accuracy",
+        "test-accuracy",
+        "train-loss",
+        "test-loss",
+        "angle",
+        "angle-by-layer",
+    ):
+        assert (folder / "plots" / f"{plot}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(folder.glob("**/.*.tmp"))
 
 

@@ -75,7 +75,9 @@ def test_compare_shows_what_differs_between_runs_and_draws_the_four_figures(runs
 def test_plot_draws_into_the_run_in_the_format_asked_for(runs, tmp_path):
     run = npgait("plot", runs[0], "--format", "svg", "--out", tmp_path)
     assert run.exit_code == 0, run.output
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIGURES)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(
+        [*FIGURES, "train-loss", "test-loss"]
+    )
     assert npgait("plot", runs[1]).exit_code == 0
     assert (runs[1] / "plots" / "angle.png").is_file()
 
