@@ -26,11 +26,6 @@ def fa(
         e_L = dLoss/dy_L.
     feedback : sequence of array (n_in, used)
         B_l, one a layer; the first layer's is not used.
-
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
     """
     updates: list[Update] = []
     e = error

@@ -112,11 +112,6 @@ def gait_absolute(
     gamma, normalised
         As in `gait`.
 
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
-
     Raises
     ------
     ValueError

@@ -40,11 +40,6 @@ def itp(
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
 
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
-
     Raises
     ------
     ValueError
@@ -81,11 +76,6 @@ def itp_absolute(
         dLoss/dy_L.
     gamma : float
         Size of the incremental target, 0 < gamma <= 1.
-
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
 
     Raises
     ------

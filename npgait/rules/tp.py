@@ -37,11 +37,6 @@ def tp(
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
 
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
-
     Raises
     ------
     ValueError
@@ -73,11 +68,6 @@ def tp_absolute(layers: Sequence[Layer], records: Sequence[Record], error: Array
         x, a, y of each layer with the auxiliary units, as `Network.forward(auxiliary=True)` gives.
     error : array (B, u_L)
         dLoss/dy_L.
-
-    Returns
-    -------
-    list of (dW, db)
-        A gradient, to be subtracted: shapes and dtype of W and b of each layer, summed over the batch.
 
     Raises
     ------
