@@ -106,14 +106,25 @@ class ArrayListing:
         return _digest(self.names, self.labels, self.classes, self.images)
 
 
-def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], array: Any) -> str:
+def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], *arrays: Any) -> str:
     sha = hashlib.sha256()
     for text in (*classes, "", *names):
         sha.update(text.encode("utf-8", "backslashreplace") + b"\0")
     sha.update(np.ascontiguousarray(labels).data)
-    if array is not None:
-        sha.update(np.ascontiguousarray(array).data)
+    for array in arrays:
+        if array is not None:
+            sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
+
+
+def as_text(name: str) -> str:
+    """Return a file's name as text that UTF-8 can hold: bytes that are none are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(text: object) -> str:
+    """Return a name, or the words of an error, as one printable line for a message."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence[str]) -> Any:
