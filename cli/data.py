@@ -50,7 +50,7 @@ def data() -> None:
 @click.option(
     "--split", type=click.Choice(["train", "val"]), help="Only this split  [default: all there are]"
 )
-@click.option("--labels", type=path_type, help="Ground truth of flat validation files.")
+@click.option("--labels", type=path_type, help="Text that says the classes of flat files.")
 @click.option(
     "--order",
     type=click.Choice(["shuffled", "sorted"]),
@@ -96,11 +96,18 @@ def prepare_command(
     """  # noqa: D301 - click wants the control character
     if out.suffix != ENDING:
         raise click.UsageError(f"OUT.h5 is {str(out)!r}; expected a name that ends in {ENDING}")
-    listings = find_listings(kind, source, split=split, labels=labels)
+    validation = out.with_name(out.name.removesuffix(ENDING) + VALIDATION)
+    listings = find_listings(
+        kind,
+        source,
+        split=split,
+        labels=labels,
+        leave_out=[out, validation],
+        skip_unreadable=skip_unreadable,
+    )
     with stop_on_signals("stopping after the images under way") as stop:
         for listing in listings:
-            first = listing is listings[0]
-            path = out if first else out.with_name(out.name.removesuffix(ENDING) + VALIDATION)
+            path = out if listing is listings[0] else validation
             shuffled = order == "shuffled" or (order is None and listing.split == "train")
             settings = Settings(size, store, quality, shuffled, seed, skip_unreadable)
             click.echo(f"{listing.split}: {len(listing)} images of {len(listing.classes)} classes")
