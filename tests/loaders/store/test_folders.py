@@ -234,3 +234,9 @@ def test_a_conversion_does_not_go_on_with_files_that_changed(change, tree, tmp_p
     path.write_bytes(path.read_bytes()[: about.st_size])
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert prepare(*find_listings("imagenet", tree), out, Settings(24)).finished
+
+
+def test_a_size_for_images_that_keep_theirs_is_refused(tmp_path):
+    text = make("digits", ".", tmp_path / "x.h5", "--size", "32", status=2)
+    assert "--size is 32; digits has 8 x 8 pixels" in text
+    assert "1442 images" in make("digits", ".", tmp_path / "x.h5", "--size", "8")
