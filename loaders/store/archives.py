@@ -61,7 +61,9 @@ class _Window:
         return data
 
 
-def files_in_archive(path: Path, member: str = "", place: Place | None = None) -> dict[str, Place]:
+def files_in_archive(
+    path: Path, member: str = "", place: Place | None = None, *, skip_unreadable: bool = False
+) -> dict[str, Place]:
     """Return the plain files of an archive, by their paths in it; hidden ones are not data.
 
     Of members of one name the last counts, and links stand for what they point to: as unpacked by `tar`.
@@ -72,6 +74,8 @@ def files_in_archive(path: Path, member: str = "", place: Place | None = None) -
         The archive.
     member, place : str, Place, optional
         Name and place of an archive within it, to be read instead.
+    skip_unreadable : bool
+        Whether a link to what is not in it counts as a file of no bytes, for the conversion to skip it.
 
     Raises
     ------
@@ -92,8 +96,14 @@ def files_in_archive(path: Path, member: str = "", place: Place | None = None) -
     files: dict[str, Place] = {}
     for name, entry in found.items():
         if not any(part.startswith(".") for part in name.split("/")):
-            offset, size = _resolved(name, entry, found, where)
-            files[name] = Place(start + offset, size)
+            at = _resolved(name, entry, found)
+            if at is None and not skip_unreadable:
+                assert isinstance(entry, _Link)
+                raise DataError(
+                    f"{where}: {shown(name)} is a link to {shown(entry.target)}, which is no file in "
+                    "the archive; pack it again with --dereference, or give --skip-unreadable"
+                )
+            files[name] = Place(start + at.offset, at.size) if at else Place(0, 0)
     return files
 
 
@@ -154,10 +164,7 @@ def _take(info: tarfile.TarInfo, found: dict[str, Place | _Link], where: str) ->
     if info.issym():
         found[name] = _Link(info.linkname)
     elif info.islnk():  # to what came before, whatever takes that name later
-        target = found.get(_path(info.linkname, where))
-        if target is None:
-            raise _no_target(name, info.linkname, where)
-        found[name] = target
+        found[name] = found.get(_path(info.linkname, where), _Link(f"/{info.linkname}"))
     elif info.issparse() or info.type == b"M":
         kind = "sparse" if info.issparse() else "the rest of a"
         raise DataError(f"{where}: {shown(name)} is {kind} file; pack without --sparse, in one volume")
@@ -176,22 +183,13 @@ def _path(name: str, where: str) -> str:
     return "/".join(parts)
 
 
-def _resolved(name: str, entry: Place | _Link, found: dict[str, Place | _Link], where: str) -> Place:
-    """Return the place of a file, following links by their names in the archive."""
-    at, target = name, entry
+def _resolved(name: str, entry: Place | _Link, found: dict[str, Place | _Link]) -> Place | None:
+    """Return the place of a file, following links by names in the archive; None if one is of none."""
     for _ in range(MAX_LINKS):
-        if isinstance(target, Place):
-            return target
-        text = target.target
-        at = posixpath.normpath(posixpath.join(posixpath.dirname(at), text))
-        if at not in found:
-            break
-        target = found[at]
-    raise _no_target(name, entry.target if isinstance(entry, _Link) else at, where)
-
-
-def _no_target(name: str, target: str, where: str) -> DataError:
-    return DataError(
-        f"{where}: {shown(name)} is a link to {shown(target)}, which is no file in the archive; pack it "
-        "again with --dereference"
-    )
+        if isinstance(entry, Place):
+            return entry
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.target))
+        if name not in found:
+            return None
+        entry = found[name]
+    return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from npgait.loaders.dataset import DataError
@@ -64,7 +65,7 @@ def find_images(
     splits : set of str
         What folders of splits are called.
     leave_out, skip_unreadable : frozenset of str, bool
-        See `files_in_folder`.
+        See `files_in_folder` and `files_in_archive`.
 
     Raises
     ------
@@ -73,9 +74,10 @@ def find_images(
     OSError
         If it cannot be read.
     """
+    read = partial(files_in_archive, skip_unreadable=skip_unreadable)
     if not place.is_dir():
         found = Found(archives=(str(place),))
-        for name, owner, at in _in_archive(place, told, splits):
+        for name, owner, at in _in_archive(place, read, told, splits):
             found.add(name, owner, (0, *at))
         return found
     tars = _tars(place, leave_out)
@@ -83,7 +85,7 @@ def find_images(
         return _in_folder(place, leave_out, skip_unreadable)
     found = Found(archives=tuple(str(tar) for tar in tars))
     for number, tar in enumerate(tars):
-        for name, owner, at in _of_class(tar.stem, files_in_archive(tar), str(tar)):
+        for name, owner, at in _of_class(tar.stem, read(tar), str(tar)):
             found.add(name, owner, (number, *at))
     return found
 
@@ -127,9 +129,11 @@ def _stray(where: str, name: str) -> DataError:
     )
 
 
-def _in_archive(path: Path, told: bool, splits: AbstractSet[str]) -> Iterator[tuple[str, str, Place]]:
+def _in_archive(
+    path: Path, read: Callable[..., dict[str, Place]], told: bool, splits: AbstractSet[str]
+) -> Iterator[tuple[str, str, Place]]:
     """Yield name, class and place of the images in an archive of folders, or of archives."""
-    files = files_in_archive(path)
+    files = read(path)
     tars = [name for name in files if is_tar(name)]
     others = [name for name in files if not is_tar(name) and not _is_text_about(name)]
     if not tars or not {posixpath.dirname(n) for n in others} <= {posixpath.dirname(n) for n in tars}:
@@ -139,7 +143,7 @@ def _in_archive(path: Path, told: bool, splits: AbstractSet[str]) -> Iterator[tu
         raise _stray(str(path), others[0])
     for name in tars:
         owner = posixpath.basename(name)[: -len(".tar")]
-        inner = files_in_archive(path, name, files[name])
+        inner = read(path, name, files[name])
         yield from _of_class(owner, inner, f"{path}: the archive {shown(name)} in it")
 
 

@@ -10,7 +10,7 @@ import tarfile
 import pytest
 
 from npgait.loaders import DataError
-from npgait.loaders.store import find_listings
+from npgait.loaders.store import Settings, find_listings, prepare
 from npgait.loaders.store.archives import files_in_archive
 from npgait.loaders.store.decode import read_source
 from tests.loaders.store.conftest import make_tree
@@ -153,6 +153,21 @@ def test_a_link_to_what_is_not_in_the_archive_is_named(target, tree, tmp_path):
     (tree / "n00000000" / "a.JPEG").symlink_to(target)
     text = refusal(packed(tmp_path / "t.tar", tree, "."))
     assert f"n00000000/a.JPEG is a link to {target}" in text
+
+
+def test_a_link_to_what_is_not_in_the_archive_is_skipped_and_reported_if_told_to(tree, tmp_path):
+    (tree / "n00000000" / "a.JPEG").symlink_to("absent")
+    listings = find_listings("imagenet", packed(tmp_path / "t.tar", tree, "."), skip_unreadable=True)
+    outcome = prepare(*listings, tmp_path / "x.h5", Settings(24, skip_unreadable=True))
+    assert (outcome.images, outcome.skipped) == (22, 1)
+    assert "n00000000/a.JPEG\t" in outcome.report.read_text()
+
+
+def test_a_hard_link_to_what_is_not_there_is_named(tmp_path):
+    info = tarfile.TarInfo("n1/b")
+    info.type, info.linkname = tarfile.LNKTYPE, "n1/a"
+    (tmp_path / "t.tar").write_bytes(info.tobuf() + bytes(10240))
+    assert "n1/b is a link to /n1/a" in refusal(tmp_path / "t.tar")
 
 
 def test_a_hard_link_keeps_what_it_was_made_of(tmp_path):
