@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.paths import NamedPath
 from npgait.cli.progress import Lines
 from npgait.cli.table import format_table
 from npgait.files import replacing
+from npgait.loaders import DataError
 from npgait.loaders.store import Outcome, Settings, find_listings, open_store, prepare
 from npgait.loaders.store.inspect import contact_sheet, source_name
 from npgait.loaders.store.inspect import verify as verify_images
 from npgait.loaders.store.layout import SKIPPED, STORES
+from npgait.loaders.store.listing import ArrayListing, Listing
 from npgait.loaders.store.sources import KINDS
 from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
@@ -50,7 +54,7 @@ def data() -> None:
 @click.option(
     "--split", type=click.Choice(["train", "val"]), help="Only this split  [default: all there are]"
 )
-@click.option("--labels", type=path_type, help="Ground truth of flat validation files.")
+@click.option("--labels", type=path_type, help="Text that says the classes of flat files.")
 @click.option(
     "--order",
     type=click.Choice(["shuffled", "sorted"]),
@@ -96,11 +100,19 @@ def prepare_command(
     """  # noqa: D301 - click wants the control character
     if out.suffix != ENDING:
         raise click.UsageError(f"OUT.h5 is {str(out)!r}; expected a name that ends in {ENDING}")
-    listings = find_listings(kind, source, split=split, labels=labels)
+    validation = out.with_name(out.name.removesuffix(ENDING) + VALIDATION)
+    listings = find_listings(
+        kind,
+        source,
+        split=split,
+        labels=labels,
+        leave_out=[out, validation],
+        skip_unreadable=skip_unreadable,
+    )
+    _check_size(listings, size)
     with stop_on_signals("stopping after the images under way") as stop:
         for listing in listings:
-            first = listing is listings[0]
-            path = out if first else out.with_name(out.name.removesuffix(ENDING) + VALIDATION)
+            path = out if listing is listings[0] else validation
             shuffled = order == "shuffled" or (order is None and listing.split == "train")
             settings = Settings(size, store, quality, shuffled, seed, skip_unreadable)
             click.echo(f"{listing.split}: {len(listing)} images of {len(listing.classes)} classes")
@@ -112,6 +124,18 @@ def prepare_command(
             if stop():
                 click.echo("stopped; the same command goes on", err=True)
                 sys.exit(128 + (stop.signal or 0))
+
+
+def _check_size(listings: Sequence[Listing | ArrayListing], size: int) -> None:
+    """Refuse a --size that was given for images that keep their own."""
+    given = click.get_current_context().get_parameter_source("size") != ParameterSource.DEFAULT
+    for listing in listings:
+        if given and isinstance(listing, ArrayListing) and {size} != set(listing.images.shape[1:3]):
+            height, width = listing.images.shape[1:3]
+            raise DataError(
+                f"--size is {size}; {listing.name} has {height} x {width} pixels, which are kept as "
+                "they are: leave --size out"
+            )
 
 
 def _report(outcome: Outcome) -> None:

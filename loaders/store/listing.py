@@ -35,6 +35,8 @@ class Listing:
         Paths of the archives, where images lie in them.
     stretches : int64 array (N, 3), optional
         Number of the archive, offset and size in bytes of each image.
+    stamps : int64 array (N, 2), optional
+        Size in bytes and time of change in ns of each file, where images are files.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Listing:
     root: str = ""
     archives: tuple[str, ...] = ()
     stretches: NDArray[np.int64] | None = None
+    stamps: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,11 +70,12 @@ class Listing:
             self.root,
             self.archives,
             None if self.stretches is None else self.stretches[order],
+            None if self.stamps is None else self.stamps[order],
         )
 
     def digest(self) -> str:
-        """Return the SHA-256 of names, labels and places: a conversion goes on with its own images."""
-        return _digest(self.names, self.labels, self.classes, self.stretches)
+        """Return the SHA-256 of names, labels, places, stamps: a conversion goes on with its images."""
+        return _digest(self.names, self.labels, self.classes, self.stretches, self.stamps)
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,25 @@ class ArrayListing:
         return _digest(self.names, self.labels, self.classes, self.images)
 
 
-def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], array: Any) -> str:
+def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], *arrays: Any) -> str:
     sha = hashlib.sha256()
     for text in (*classes, "", *names):
         sha.update(text.encode("utf-8", "backslashreplace") + b"\0")
     sha.update(np.ascontiguousarray(labels).data)
-    if array is not None:
-        sha.update(np.ascontiguousarray(array).data)
+    for array in arrays:
+        if array is not None:
+            sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
+
+
+def as_text(name: str) -> str:
+    """Return a file's name as text that UTF-8 can hold: bytes that are none are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(text: object) -> str:
+    """Return a name, or the words of an error, as one printable line for a message."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence[str]) -> Any:

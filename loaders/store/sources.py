@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from npgait.loaders import idx
 from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
-from npgait.loaders.store.listing import ArrayListing, Listing, labelled
-from npgait.loaders.store.truth import find_truth, read_truth
+from npgait.loaders.store.found import Found, find_images, is_tar
+from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled, shown
+from npgait.loaders.store.truth import KITS, find_truth, read_truth
 
 IN_MEMORY = {
     "digits": load_digits,
@@ -33,17 +35,21 @@ IN_MEMORY = {
     "cifar100": load_cifar100,
 }
 KINDS = ("imagenet", *IN_MEMORY)
-ARCHIVES = {
-    "train": ("ILSVRC2012_img_train.tar", "train.tar"),
-    "val": ("ILSVRC2012_img_val.tar", "val.tar"),
-}
+PUBLISHED = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+OWN = {"train": ("train",), "val": ("val", "validation", "valid")}
+SPLITS = frozenset((*OWN["train"], *OWN["val"], "test"))
 KAGGLE = "ILSVRC/Data/CLS-LOC"
-Found = list[tuple[str, str]]  # (name, class) of each image
-Stretches = list[tuple[int, int, int]]
+COMPANIONS = ("", ".part", ".journal", ".skipped.txt")  # of a store, while it is made and after
 
 
 def find_listings(
-    kind: str, source: Path, *, split: str | None = None, labels: Path | None = None
+    kind: str,
+    source: Path,
+    *,
+    split: str | None = None,
+    labels: Path | None = None,
+    leave_out: Sequence[Path] = (),
+    skip_unreadable: bool = False,
 ) -> list[Listing | ArrayListing]:
     """Return the splits of a source, the training set first.
 
@@ -57,23 +63,45 @@ def find_listings(
         Only this one. A source that does not say which it is, is the training set.
     labels : Path, optional
         Ground truth of flat files; see `truth`. Default: looked for in and beside the source.
+    leave_out : sequence of Path
+        Stores that are made of it: should they lie in the source, they are none of its images.
+    skip_unreadable : bool
+        Whether what cannot even be looked at is listed, for the conversion to skip it.
 
     Raises
     ------
     DataError
-        If there is nothing, or it cannot be read.
+        If there is nothing, it cannot be read, or nothing takes its classes from `labels`.
     """
-    if not source.exists() and kind != "digits":
-        raise DataError(f"{source}: there is no such folder or archive")
     try:
+        if not source.exists() and kind != "digits":
+            raise DataError(f"{source}: there is no such folder or archive")
         if kind in IN_MEMORY:
+            if labels is not None:
+                raise DataError(
+                    f"{labels}: is not used, as {kind} comes with its classes; leave --labels out"
+                )
             return _array_listings(IN_MEMORY[kind](source), split)
-        return _image_listings(source, split, labels)
+        find = partial(
+            find_images,
+            told=labels is not None,
+            splits=SPLITS,
+            leave_out=_stores(leave_out),
+            skip_unreadable=skip_unreadable,
+        )
+        return _image_listings(source, split, labels, find)
     except (OSError, tarfile.TarError) as error:
         where = getattr(error, "filename", None) or source
         raise DataError(
             f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
+
+
+def _stores(paths: Sequence[Path]) -> frozenset[str]:
+    """Return all files that may belong to the stores `paths`."""
+    return frozenset(
+        f"{os.path.realpath(path.parent)}/{path.name}{ending}" for path in paths for ending in COMPANIONS
+    )
 
 
 def _array_listings(dataset: Dataset, split: str | None) -> list[Listing | ArrayListing]:
@@ -97,7 +125,7 @@ def _array_listings(dataset: Dataset, split: str | None) -> list[Listing | Array
 
 
 def _image_listings(
-    source: Path, split: str | None, labels: Path | None
+    source: Path, split: str | None, labels: Path | None, find: Callable[[Path], Found]
 ) -> list[Listing | ArrayListing]:
     places = _splits(source)
     if not places:
@@ -106,12 +134,20 @@ def _image_listings(
         raise DataError(f"{source}: has no {split}; there is {', '.join(places)}")
     listings: list[Listing | ArrayListing] = []
     classes: Sequence[str] | None = None
+    used = False
     for name, place in places.items():
         around = [source, place, source.parent, place.parent]
         if split in (None, name) or name == "train":  # the training set says what the classes are
-            listing = _listing(name, place, labels, around, classes)
+            found = find(place)
+            truth = _truth_of(place, found, labels, around, classes)
+            used = used or (truth is not None and truth == labels)
+            listing = _listing(name, place, found, truth, classes)
             classes = listing.classes
             listings.append(listing)
+    if labels is not None and not used:
+        raise DataError(
+            f"{labels}: is not used, as the folders in {source} say the classes; leave --labels out"
+        )
     return [listing for listing in listings if split in (None, listing.split)]
 
 
@@ -120,148 +156,105 @@ def _splits(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         return {}
     for base in (source, source / KAGGLE):
+        if not base.is_dir():
+            continue
         found: dict[str, Path] = {}
-        for split, archives in ARCHIVES.items():
-            names = [split, *archives, *(["validation"] if split == "val" else [])]
-            place = next((base / name for name in names if (base / name).exists()), None)
+        named = _holds_splits(base)
+        for split, published in PUBLISHED.items():
+            own = OWN[split] if named else ()
+            names = [*own, published, *(f"{name}.tar" for name in own)]
+            place = next((base / name for name in names if os.path.lexists(base / name)), None)
             if place is not None:
+                os.stat(place)  # a link to nothing is an error, not a split less
                 found[split] = place
         if found:
             return found
     return {}
 
 
-def _listing(
-    split: str,
+def _holds_splits(folder: Path) -> bool:
+    """Return whether a folder called `train` is a split: among folders of other names it is a class."""
+    with os.scandir(folder) as entries:
+        names = {
+            entry.name[:-4] if is_tar(entry.name) else entry.name
+            for entry in entries
+            if entry.name in SPLITS or is_tar(entry.name) or entry.is_dir()
+        }
+    known = SPLITS.union(KITS, (name.removesuffix(".tar") for name in PUBLISHED.values()))
+    others = {name for name in names - known if not name.startswith(".")}
+    both = "train" in names and not names.isdisjoint(OWN["val"])
+    return both or not others
+
+
+def _truth_of(
     place: Path,
+    found: Found,
     labels: Path | None,
     around: Sequence[Path],
     classes: Sequence[str] | None,
+) -> Path | None:
+    """Return the text that says the classes of what was found, or None if folders say them."""
+    owners = set(found.owners)
+    if "" not in owners:
+        if len(owners) > 1:
+            return None
+        if labels is None and classes is not None and owners.isdisjoint(classes):
+            return find_truth(around)  # one folder, which is no class: val/images of Tiny ImageNet
+        return labels
+    stray = found.names[found.owners.index("")]
+    if len(owners) > 1:
+        _look_at(place, stray)
+        raise DataError(
+            f"{place}: {shown(stray)} lies beside the folders of the classes; expected it in one"
+        )
+    truth = labels or find_truth(around)
+    if truth is None:
+        _look_at(place, stray)
+        raise DataError(
+            f"{place}: {len(found.names)} flat files, as the validation set has them; their classes are "
+            "in a ground-truth text of the development kit, which is not in or beside the folder: give "
+            "it by --labels FILE"
+        )
+    return truth
+
+
+def _look_at(place: Path, name: str) -> None:
+    """Raise OSError if a file cannot be looked at: it may be a folder of a class."""
+    if place.is_dir():
+        os.stat(place / name)
+
+
+def _listing(
+    split: str, place: Path, found: Found, truth: Path | None, classes: Sequence[str] | None
 ) -> Listing:
-    """Return a split that lies in one folder or archive."""
-    archives: tuple[str, ...] = ()
-    stretches: Stretches | None = None
-    tars = _tars(place) if place.is_dir() else [place]
-    if tars:
-        archives = tuple(str(tar) for tar in tars)
-        found, stretches = _in_archives(tars, class_by_name=place.is_dir())
-    else:
-        found = list(_in_folders(place))
-    if not found:
+    """Return a split in the order of classes and names."""
+    if not found.names:
         raise DataError(f"{place}: holds no images; expected CLASS/FILE, CLASS.tar or flat files")
-    order = sorted(range(len(found)), key=lambda i: _sort_key(found[i]))
-    names = [found[i][0] for i in order]
-    owners = [found[i][1] for i in order]
-    if "" in owners:
-        owners = _told(place, names, owners, labels, around)
+    own = [as_text(owner) for owner in found.owners]
+    _check_unique(place, "class", set(found.owners))
+    _check_unique(place, "image", found.names)
+    order = sorted(range(len(own)), key=lambda i: (own[i], found.names[i]))
+    names = [found.names[i] for i in order]
+    owners = [own[i] for i in order] if truth is None else read_truth(truth, names)
     classes = tuple(classes or sorted(set(owners)))
+    numbers = np.array([found.numbers[i] for i in order], dtype=np.int64)
     return Listing(
         "imagenet",
         split,
         names,
         labelled(names, owners, classes),
-        tuple(classes),
+        classes,
         str(place),
-        archives,
-        None if stretches is None else np.array([stretches[i] for i in order], dtype=np.int64),
+        found.archives,
+        numbers if found.archives else None,
+        None if found.archives else numbers,
     )
 
 
-def _sort_key(found: tuple[str, str]) -> tuple[str, str]:
-    return found[1], found[0]
-
-
-def _told(
-    place: Path, names: list[str], owners: list[str], labels: Path | None, around: Sequence[Path]
-) -> list[str]:
-    """Return the classes of flat files by the ground truth."""
-    if any(owners):
-        stray = names[owners.index("")]
-        raise DataError(f"{place}: {stray} lies beside the folders of the classes; expected it in one")
-    truth = labels or find_truth(around)
-    if truth is None:
-        raise DataError(
-            f"{place}: {len(names)} flat files, as the validation set has them; their classes are in a "
-            "ground-truth text of the development kit, which is not in or beside the folder: give it by "
-            "--labels FILE"
-        )
-    return read_truth(truth, names)
-
-
-def _in_folders(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, class) of every plain file below `root`; hidden files are not data."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, inner, files in os.walk(root, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        base = os.path.relpath(folder, root)
-        parts = () if base == "." else Path(base).parts
-        for name in files:
-            if not name.startswith(".") and os.path.isfile(os.path.join(folder, name)):
-                if not parts and _is_text_about(name):
-                    continue
-                yield "/".join((*parts, name)), parts[0] if parts else ""
-
-
-def _is_text_about(name: str) -> bool:
-    """Return whether a file beside the images is a text about them, such as the ground truth."""
-    return name.lower().endswith((".txt", ".csv", ".mat", ".md", ".json", ".xml", ".html"))
-
-
-def _tars(folder: Path) -> list[Path]:
-    """Return the archives of the classes, if that is what a folder holds."""
-    tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.is_file())
-    if tars and any(path.is_dir() for path in folder.iterdir() if not path.name.startswith(".")):
-        return []
-    return tars
-
-
-def _in_archives(tars: list[Path], *, class_by_name: bool) -> tuple[Found, Stretches]:
-    """Return names, classes and places of the images within archives, one level of tar in tar deep."""
-    found: Found = []
-    stretches: Stretches = []
-    for number, path in enumerate(tars):
-        with _open_tar(path) as outer:
-            own = path.stem if class_by_name else ""
-            for member in _plain_members(outer):
-                if own == "" and member.name.endswith(".tar"):
-                    inner_class = PurePosixPath(member.name).stem
-                    with _open_inner(outer, member, path) as inner:
-                        for image in _plain_members(inner):
-                            name = f"{inner_class}/{PurePosixPath(image.name).name}"
-                            found.append((name, inner_class))
-                            stretches.append(
-                                (number, member.offset_data + image.offset_data, image.size)
-                            )
-                    continue
-                parts = [part for part in PurePosixPath(member.name).parts if part != "."]
-                owner = own or (parts[-2] if len(parts) > 1 else "")
-                found.append((f"{owner}/{parts[-1]}" if owner else parts[-1], owner))
-                stretches.append((number, member.offset_data, member.size))
-    return found, stretches
-
-
-def _open_tar(path: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(path, "r:")
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{path}: no tar archive, or a compressed one ({error}); unpack the compression first"
-        ) from error
-
-
-def _open_inner(outer: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=outer.extractfile(member), mode="r:")
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: the archive {member.name} in it is damaged ({error})") from error
-
-
-def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # where it would keep every header
-        hidden = PurePosixPath(member.name).name.startswith(".")
-        if member.isreg() and not member.issparse() and not hidden:
-            yield member
+def _check_unique(place: Path, what: str, names: Sequence[str] | set[str]) -> None:
+    """Refuse names that would be the same in the store."""
+    seen: set[str] = set()
+    for name in map(as_text, names):
+        if name in seen:
+            raise DataError(f"{place}: more than one {what} would be called {shown(name)}; rename one")
+        seen.add(name)
