@@ -17,6 +17,7 @@ from PIL import Image
 
 from npgait.cli.main import cli
 from npgait.loaders.store import open_store
+from npgait.loaders.stored import StoredData
 from tests.loaders.store.conftest import make_tree
 
 
@@ -150,6 +151,25 @@ def test_a_run_from_a_store_that_is_interrupted_goes_on_bit_for_bit(source, tmp_
             ends.append([parameters[layer][name][()] for layer in parameters for name in "Wb"])
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_stopped_at_the_last_batch_of_an_epoch_goes_on(source, tmp_path, monkeypatch):
+    out, run = tmp_path / "x.h5", tmp_path / "run"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 72, "-q")
+    read = StoredData._read
+
+    def stopping_at_the_last(self, order, *args):
+        for number, batch in enumerate(read(self, order, *args), 1):
+            if number == len(order) / 2:  # batches of 2
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(StoredData, "_read", stopping_at_the_last)
+    npgait("run", *RUN, "--data", out, "--out", run, status=128 + signal.SIGINT)
+    monkeypatch.undo()
+    npgait("resume", run, "--no-plots")
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        assert json.loads(file["meta"][()].tobytes())["progress"]["epoch"] == 3
 
 
 def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
