@@ -69,7 +69,8 @@ def decode(data: bytes, size: int) -> Image:
     Raises
     ------
     BadImageError
-        If it cannot be decoded whole, or unpacks to more than `MAX_PIXELS`.
+        If it cannot be decoded whole, unpacks to more than `MAX_PIXELS`, or is grey in a range that its
+        format does not tell.
     """
     from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
@@ -98,8 +99,12 @@ def decode(data: bytes, size: int) -> Image:
 def _as_rgb(image: Image) -> Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255
+    # Of these two, Pillow gives grey above 8 bits as 32 bits that hold 0 to 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # convert() would clip 16 bits at 255.
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadImageError(f"32-bit grey (mode {image.mode}) has no known range; expected 8 or 16 bits")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

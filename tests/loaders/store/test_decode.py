@@ -62,6 +62,33 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert np.abs(pixels[..., 0].astype(int) - (x >> 8)).max() <= 1
 
 
+@pytest.mark.parametrize("most", [256, 1000, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+def test_greyscale_ppm_above_8_bits_is_scaled_by_its_largest_value(kind, most):
+    x = np.linspace(0, most, 32 * 32).reshape(32, 32).astype(np.uint16)
+    values = x.astype(">u2").tobytes() if kind == "P5" else b" ".join(b"%d" % v for v in x.flat)
+    pixels = np.asarray(decode(b"%s\n32 32\n%d\n" % (kind.encode(), most) + values, 32)).astype(int)
+    assert np.abs(pixels - (x * (255 / most))[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32"])
+def test_grey_of_no_known_range_is_reported(kind):
+    x = np.linspace(0, 100_000, 32 * 32).reshape(32, 32).astype(kind)
+    with pytest.raises(BadImageError, match="32-bit grey .* has no known range"):
+        decode(encoded(x, "TIFF"), 32)
+
+
+def test_grey_of_no_known_range_is_skipped_not_stored_as_white(tree, tmp_path):
+    from npgait.loaders.store import Settings, find_listings, prepare
+
+    x = np.linspace(0, 1, 32 * 32).reshape(32, 32).astype(np.float32)
+    (tree / "n00000000" / "float.tif").write_bytes(encoded(x, "TIFF"))
+    (listing,) = find_listings("imagenet", tree)
+    outcome = prepare(listing, tmp_path / "x.h5", Settings(24))
+    assert outcome.skipped == 1
+    assert "float.tif\t32-bit grey (mode F) has no known range" in outcome.report.read_text()
+
+
 def test_the_short_side_is_resized_and_the_centre_cropped(rng):
     x = np.zeros((40, 120, 3), np.uint8)
     x[:, 40:80] = 255  # the centre square
