@@ -270,21 +270,6 @@ def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> 
     return dataset[()]
 
 
-def names_as_bytes(names: Any) -> NDArray[np.bytes_]:
-    """Return names as UTF-8 in an array of one width; what is not text is escaped."""
-    return np.array([name.encode("utf-8", "backslashreplace")[:MAX_NAME] for name in names])
-
-
-def statistics(
-    sums: list[int], squares: list[int], pixels: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation by channel from exact sums over `pixels`; sd 1 for 0."""
-    mean = [s / max(pixels, 1) for s in sums]
-    # In whole numbers until the end, so that no digits cancel.
-    variance = [(q * pixels - s * s) / max(pixels, 1) ** 2 for s, q in zip(sums, squares, strict=True)]
-    return np.array(mean), np.array([math.sqrt(v) if v > 0 else 1.0 for v in variance])
-
-
 def preadv_whole(descriptor: int, buffers: list[Any], offset: int) -> None:
     """Fill all buffers from one stretch of a file.
 
