@@ -9,7 +9,9 @@ journal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import threading
 import time
@@ -24,13 +26,15 @@ import numpy as np
 
 from npgait.files import sync
 from npgait.loaders.dataset import DataError
-from npgait.loaders.store.finish import finish, first_head, write_template
+from npgait.loaders.store.finish import finish, first_head
+from npgait.loaders.store.frame import frame
 from npgait.loaders.store.job import Job, Outcome, Settings, plan_of
 from npgait.loaders.store.journal import (
     BusyError,
     Done,
     Journal,
     OtherPlanError,
+    naming,
     open_journal,
     write_all,
 )
@@ -41,6 +45,7 @@ from npgait.loaders.store.workers import Workers
 
 TASK, AHEAD = 8, 3  # images of a task; tasks a worker has in hand: what a kill may have to redo
 SYNC_SECONDS = 30.0
+JOURNAL_BYTES = 128  # of an image, about
 
 
 def prepare(
@@ -140,7 +145,8 @@ def _journal_of(job: Job) -> Iterator[None]:
     """Open the journal and the part file of a job, with room in it for every image."""
     path = job.journal_path
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    job.start = write_template(job, first_head(job), job.room)
+    around = frame(first_head(job), job.room)
+    job.start, job.behind = len(around.before), len(around.behind)
     header = {"format": "npgait journal", "version": 1, "plan": job.plan, "start": job.start}
     try:
         job.journal = open_journal(path, header)
@@ -152,9 +158,18 @@ def _journal_of(job: Job) -> Iterator[None]:
             "begin anew, or give what it was begun with"
         ) from error
     try:
+        _remove_stale(job)
         yield
     finally:
         job.journal.close()
+
+
+def _remove_stale(job: Job) -> None:
+    """Remove what a start that was killed had written beside; call with the lock held."""
+    ours = re.compile(rf"\.{re.escape(job.report_path.name)}\.[0-9]+\.tmp")
+    for path in job.out.parent.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _take_up(job: Job) -> int:
@@ -179,30 +194,38 @@ def _take_up(job: Job) -> int:
 def _allocate(job: Job) -> None:
     """Make the part file as long as it will be, so that a full disk shows now and not in hours."""
     descriptor = os.open(job.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    about = os.fstat(descriptor)
     try:
-        if not job.raw:
-            return
-        size = job.start + job.room
-        if os.fstat(descriptor).st_size >= size:
-            return
-        free = shutil.disk_usage(job.part.parent).free
-        if free < job.room:
-            raise OSError(
-                28,
-                f"the disk has {free / 1e9:.1f} GB free and the images take {job.room / 1e9:.1f} GB; "
-                "make room, choose another disk, a smaller --size, or --store jpeg",
-                str(job.out),
-            )
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.ftruncate(descriptor, size)
-    except OSError as error:
-        error.filename = error.filename or str(job.out)
-        job.part.unlink()
+        with naming(job.out):
+            size = job.start + job.room + job.behind
+            missing = 0 if about.st_size >= size else max(0, size - 512 * about.st_blocks)
+            _check_room(job, missing)
+            if not job.raw or about.st_size >= size:
+                return
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)
+            else:
+                os.ftruncate(descriptor, size)
+    except OSError:
+        if not about.st_size:  # nothing is done yet: other settings may be tried
+            job.part.unlink()
+            job.journal_path.unlink()
         raise
     finally:
         os.close(descriptor)
+
+
+def _check_room(job: Job, missing: int) -> None:
+    """Ask whether the disk has room for `missing` bytes of the store, and for the journal."""
+    needed = missing + JOURNAL_BYTES * (len(job.listing) - len(job.journal))
+    free = shutil.disk_usage(job.part.parent).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk has {free / 1e9:.1f} GB free and the store takes {needed / 1e9:.1f} GB; "
+            "make room, choose another disk, a smaller --size, or --store jpeg",
+            str(job.out),
+        )
 
 
 def _converted(
@@ -250,7 +273,7 @@ def _commit(job: Job, done: list[Done], data: bytes) -> None:
     """Write what the workers did not, then note the stretch in the journal."""
     end = job.end
     if data or any(one.state == SKIPPED for one in done):
-        with job.part.open("r+b") as part:
+        with naming(job.part), job.part.open("r+b") as part:
             write_all(part.fileno(), data, end)
             for one in done:
                 if job.raw and one.state == SKIPPED:  # a decoder that crashed left whatever was there
@@ -269,7 +292,8 @@ def _synced_now_and_then(job: Job) -> Iterator[Callable[[], None]]:
 
     def write_out() -> None:
         try:
-            sync(job.part)
+            with naming(job.part):
+                sync(job.part)
         except OSError as error:
             problems.append(error)
         waiting.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from npgait.files import rename, write_text
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store import layout
+from npgait.loaders.store.frame import frame
 from npgait.loaders.store.job import LEAST_ROOM, Job
-from npgait.loaders.store.journal import write_all
+from npgait.loaders.store.journal import naming, write_all
 from npgait.loaders.store.layout import GOOD, Head
 from npgait.loaders.store.listing import ArrayListing
 
@@ -67,40 +67,29 @@ def _final_head(job: Job) -> Head:
 
 
 def finish(job: Job) -> Path | None:
-    """Write head and report, and give the file its name."""
-    head = _final_head(job)
-    room = job.room if head.offsets is None else max(LEAST_ROOM, int(head.offsets[-1]))
-    write_template(job, head, room, into=job.part)
-    report = _write_report(job)
-    rename(job.part, job.out)
-    job.journal_path.unlink()
-    return report
-
-
-def write_template(job: Job, head: Head, n_bytes: int, into: Path | None = None) -> int:
-    """Write the HDF5 file without its images, a hole in their place; return where that begins.
-
-    With `into`, what lies around the hole is copied there.
+    """Write head and report, and give the file its name.
 
     Raises
     ------
     DataError
-        If the images would not begin where those of `into` do.
+        If not one image could be used, or the images do not lie where this version of h5py has them.
+    OSError
+        If the disk is full.
     """
-    template = job.out.with_name(f".{job.out.name}.{os.getpid()}.tmp")
-    try:
-        start = layout.write_head(template, head, n_bytes)
-        if into is not None:
-            if start != job.start:
-                raise DataError(f"{job.out}: was begun by another version of h5py; go on with that one")
-            with template.open("rb") as source, into.open("r+b") as target:
-                write_all(target.fileno(), source.read(start), 0)
-                source.seek(start + n_bytes)
-                target.truncate(start + n_bytes)
-                write_all(target.fileno(), source.read(), start + n_bytes)
-        return start
-    finally:
-        template.unlink(missing_ok=True)
+    head = _final_head(job)
+    room = job.room if head.offsets is None else max(LEAST_ROOM, int(head.offsets[-1]))
+    around = frame(head, room)
+    if len(around.before) != job.start:
+        raise DataError(f"{job.out}: was begun by another version of h5py; go on with that one")
+    with naming(job.part), job.part.open("r+b") as part:
+        part.truncate(job.start + room)
+        write_all(part.fileno(), around.before, 0)
+        write_all(part.fileno(), around.behind, job.start + room)
+    report = _write_report(job)
+    with naming(job.part):
+        rename(job.part, job.out)
+    job.journal_path.unlink()
+    return report
 
 
 def _write_report(job: Job) -> Path | None:

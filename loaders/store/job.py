@@ -74,6 +74,7 @@ class Job:
     out: Path
     plan: str = ""
     start: int = 0  # of the images in the file
+    behind: int = 0  # bytes of the file behind the images
     end: int = 0  # of the encoded bytes written so far
     journal: Journal = field(default_factory=lambda: Journal(-1))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,12 @@ GOOD, SKIPPED = 0, 1  # states of an image
 STORES = ("raw", "jpeg", "original")
 MAX_IMAGES, MAX_NAME, MAX_CLASSES = 1 << 28, 4096, 1 << 24
 MAX_IMAGE_BYTES = 1 << 30
+SECONDS = 30.0  # for the attributes of a file whose heap may be damaged
+READ_ATTRIBUTES = """
+import sys, h5py
+with h5py.File(sys.argv[1], "r", locking=False) as file:
+    [file.attrs[key] for key in sys.argv[2:]]
+"""
 ATTRIBUTES = ("name", "split", "store", "image_shape", "max_value", "made_by", "plan")
 
 
@@ -125,47 +133,6 @@ class Store:
         return self.start + first, last - first
 
 
-def write_head(path: Path, head: Head, n_bytes: int) -> int:
-    """Write a new HDF5 file with `head`, and room for `n_bytes` of images; return where they begin.
-
-    Nothing is written into that room: in a new file it is a hole. Equal heads make equal files, and the
-    images begin at a place that depends on the sizes of the head's arrays only.
-    """
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["version"] = VERSION
-        for key in ATTRIBUTES:
-            file.attrs[key] = getattr(head, key)
-        file.attrs["digest"] = head.digest()
-        classes = np.array([text.encode() for text in head.classes])
-        for name, texts in (("classes", classes), ("sources", head.sources)):
-            kind = h5py.string_dtype("utf-8", texts.dtype.itemsize)
-            file.create_dataset(name, data=texts.astype(kind), track_times=False)
-        for name in ("labels", "state", "checksums", "mean", "std", "offsets"):
-            if getattr(head, name) is not None:
-                file.create_dataset(name, data=getattr(head, name), track_times=False)
-        raw = head.offsets is None
-        shape = (len(head.labels), *head.image_shape) if raw else (n_bytes,)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        layout.set_obj_track_times(False)
-        images = h5py.h5d.create(
-            file.id,
-            b"images" if raw else b"encoded",
-            h5py.h5t.STD_U8LE,
-            h5py.h5s.create_simple(shape),
-            layout,
-        )
-        start = images.get_offset()
-    if start is None:  # an empty dataset has no place
-        start = path.stat().st_size
-    return start
-
-
 def open_store(path: Path) -> Store:
     """Look at an image store, and check all of it but the images themselves.
 
@@ -182,6 +149,7 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
         with h5py.File(path, "r", locking=False) as file:
+            _try_heap(path, file)
             return _look_at(path, file)
     except DataError:
         raise
@@ -190,9 +158,28 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: a damaged image store ({reason})") from error
 
 
+def _try_heap(path: Path, file: Any) -> None:
+    """Have another process read attributes that lie in a heap: in a damaged one HDF5 may never end.
+
+    Stores have had none there since they are written with texts of fixed length.
+    """
+    import h5py
+
+    keys = [key for key in ("format", "version", "digest", *ATTRIBUTES) if key in file.attrs]
+    kinds = [h5py.check_string_dtype(file.attrs.get_id(key).dtype) for key in keys]
+    if not any(kind and kind.length is None for kind in kinds):
+        return
+    command = [sys.executable, "-P", "-c", READ_ATTRIBUTES, str(path), *keys]
+    try:
+        status = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode
+    except subprocess.TimeoutExpired:
+        status = -1
+    if status < 0:
+        raise DataError(f"{path}: a damaged image store (HDF5 cannot read its attributes)")
+
+
 def _look_at(path: Path, file: Any) -> Store:
-    kind = file.attrs.get("format")
-    if not isinstance(kind, str) or kind != FORMAT:
+    if _text(file.attrs.get("format")) != FORMAT:
         raise DataError(f"{path}: an HDF5 file, but no image store of npgait's")
     if int(file.attrs["version"]) > VERSION:
         raise DataError(
@@ -202,7 +189,7 @@ def _look_at(path: Path, file: Any) -> Store:
     size = path.stat().st_size
     head = _read_head(file, size)
     digest = head.digest()
-    if file.attrs["digest"] != digest:
+    if _text(file.attrs["digest"]) != digest:
         raise DataError(f"{path}: a damaged image store: its tables do not match their digest")
     images = file["images" if head.offsets is None else "encoded"]
     expected: tuple[int, ...] = (len(head.labels), *head.image_shape)
@@ -223,7 +210,7 @@ def _look_at(path: Path, file: Any) -> Store:
 
 def _read_head(file: Any, size: int) -> Head:
     """Return the head, having asked of each part whether it can be what it says."""
-    values = {key: file.attrs[key] for key in ATTRIBUTES}
+    values = {key: _text(file.attrs[key]) for key in ATTRIBUTES}
     labels = _table(file, "labels", np.int64, size)
     n = len(labels)
     classes = _table(file, "classes", np.bytes_, size)
@@ -252,6 +239,11 @@ def _read_head(file: Any, size: int) -> Head:
     if not (np.isfinite(head.mean).all() and np.isfinite(head.std).all() and (head.std > 0).all()):
         raise ValueError("mean or standard deviation is not finite and above 0")
     return head
+
+
+def _text(value: Any) -> Any:
+    """Return a text of fixed length, which h5py gives as bytes, as str; anything else as it is."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, convert, find_listings, open_store, prepare
+from npgait.loaders.store import Settings, convert, find_listings, finish, open_store, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.listing import ArrayListing
 from tests.loaders.store.conftest import encoded, make_tree, smooth
@@ -215,9 +215,37 @@ def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(tree, t
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match=r"the disk has 0\.0 GB free"):
         convert_tree(tree, tmp_path / "x.h5")
-    assert not (tmp_path / "x.h5.part").exists()
+    assert os.listdir(tmp_path) == ["source"]
     monkeypatch.undo()
-    assert convert_tree(tree, tmp_path / "x.h5").finished
+    assert convert_tree(tree, tmp_path / "x.h5", size=20).finished
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_the_room_that_is_asked_for_is_that_of_the_whole_store_and_its_journal(
+    store, tree, tmp_path, monkeypatch
+):
+    convert_tree(tree, tmp_path / "y.h5", store=store)
+    start = open_store(tmp_path / "y.h5").start
+    needed = start + 21 * 100 + (21 * 24 * 24 * 3 if store == "raw" else 0)
+    free = type("Usage", (), {"free": needed})
+    monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"GB free and the store takes"):
+        convert_tree(tree, tmp_path / "x.h5", store=store)
+
+
+def test_a_disk_that_is_full_in_the_end_loses_nothing(tree, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(finish, "write_all", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        convert_tree(tree, tmp_path / "x.h5")
+    assert caught.value.filename == str(tmp_path / "x.h5.part")
+    monkeypatch.undo()
+    seen = []
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24), progress=lambda done, _: seen.append(done))
+    assert seen == [21]
 
 
 def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, rng, monkeypatch):
@@ -231,8 +259,9 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, rng, monkeypatc
         write_all(descriptor, data, offset)
 
     monkeypatch.setattr(convert, "write_all", writing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         convert_tree(tree, tmp_path / "x.h5", store="jpeg")
+    assert caught.value.filename == str(tmp_path / "x.h5.part")
     monkeypatch.undo()
     seen = []
     (listing,) = find_listings("imagenet", tree)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, convert, find_listings, open_store, prepare
+from npgait.loaders.store import Settings, convert, find_listings, layout, open_store, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.reader import read_images
 from tests.loaders.store.conftest import encoded, make_tree, smooth
@@ -88,6 +90,39 @@ def test_a_conversion_killed_200_times_ends_with_the_same_file(store, tmp_path, 
     tree = make_tree(tmp_path / "source", rng, images=500)
     assert kill_often(tree, tmp_path, 200, 2, "--store", store) >= 5
     assert no_worker_is_left()
+
+
+def limited_to(size):
+    """Have the system refuse to write beyond `size` bytes of a file, as a full disk does."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("store", "size"),
+    [("raw", 100), ("raw", 4096), ("raw", 50_000), ("jpeg", 1000), ("jpeg", 14_000), ("jpeg", 20_000)],
+)
+def test_a_full_disk_is_one_line_and_loses_nothing(store, size, tree, tmp_path):
+    command = [*COMMAND, "--store", store, str(tree), str(tmp_path / "x.h5")]
+    full = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=limited_to(size), check=False
+    )
+    assert full.returncode == 1
+    assert re.fullmatch(r"Error: \S*x\.h5\S*: File too large\n", full.stderr)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"source", "x.h5.part", "x.h5.journal"}
+    subprocess.run(command, check=True)
+    subprocess.run([*command[:-1], str(tmp_path / "y.h5")], check=True)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
+def test_what_a_killed_start_left_beside_is_removed(tree, tmp_path):
+    stale, others = tmp_path / ".x.h5.skipped.txt.4711.tmp", tmp_path / ".x.h5.txt.4711.tmp"
+    for path in (stale, others):
+        path.write_text("half a")
+    (listing,) = find_listings("imagenet", tree)
+    assert prepare(listing, tmp_path / "x.h5", Settings(24)).finished
+    assert not stale.exists()
+    assert others.exists()
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -212,6 +247,62 @@ def test_a_damaged_store_is_refused_or_says_the_same_as_before(made, tmp_path):
     opened = [answer.split() for answer in answers if answer != "refused"]
     assert all(digest == store.digest for _, digest, _ in opened)
     assert len(opened) < 150
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_no_byte_of_the_tables_can_make_a_store_hang_or_crash(store, tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24, store))
+    whole, chance = (tmp_path / "x.h5").read_bytes(), random.Random(6)
+    names = []
+    for k in range(0, open_store(tmp_path / "x.h5").start, 7):
+        data = bytearray(whole)
+        data[k + chance.randrange(7)] ^= chance.randrange(1, 256)
+        names.append(str(tmp_path / f"d{k}.h5"))
+        (tmp_path / f"d{k}.h5").write_bytes(data)
+    answers = subprocess.run(
+        [sys.executable, "-c", OPEN_ALL, *names],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert answers.returncode == 0, answers.stderr
+    assert len(answers.stdout.splitlines()) == len(names)
+
+
+def in_a_heap(path) -> bytes:
+    """Write the texts of a store as the first npgait did: of variable length, in HDF5's heap."""
+    with h5py.File(path, "r+") as file:
+        for key, value in list(file.attrs.items()):
+            if isinstance(value, bytes):
+                file.attrs[key] = value.decode()
+        assert isinstance(file.attrs["format"], str)
+    return path.read_bytes()
+
+
+def test_a_store_whose_texts_lie_in_a_heap_is_read_as_ever(made):
+    before = open_store(made)
+    assert in_a_heap(made).count(b"GCOL") == 1
+    after = open_store(made)
+    assert (after.head.made_by, after.digest) == (before.head.made_by, before.digest)
+
+
+def test_a_damaged_heap_is_an_error_not_a_hang(made, monkeypatch):
+    monkeypatch.setattr(layout, "SECONDS", 3.0)
+    data = bytearray(in_a_heap(made))
+    at = data.index(b"GCOL") + 16  # of its first object: number, references, 4 bytes, size
+    data[at + 8 : at + 16] = (2**64 - 16).to_bytes(8, "little")
+    made.write_bytes(data)
+    with pytest.raises(DataError, match="a damaged image store"):
+        open_store(made)
+
+
+def test_new_stores_hold_no_heap_and_plain_h5py_gives_their_texts_as_bytes(made):
+    assert b"GCOL" not in made.read_bytes()
+    with h5py.File(made) as file:
+        assert file.attrs["format"] == b"npgait image store"
+        assert file.attrs["store"].decode() == "raw"
 
 
 def foreign(path, **changes):
