@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from npgait.cli.main import cli
-from npgait.loaders.store import open_store
+from npgait.loaders.store import open_store, workers
 from npgait.loaders.stored import StoredData
 from tests.loaders.store.conftest import make_tree
 
@@ -97,6 +97,13 @@ def test_bench_shows_every_stage(source, tmp_path):
 def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in npgait("data", *args, status=2)
+
+
+def test_workers_that_do_not_start_are_one_line_with_status_1(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "PROGRAM", "raise SystemExit(3)")
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
+    text = npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "-q", status=1)
+    assert "Error: a process that decodes images did not start" in text
 
 
 def test_digits_and_arrays_convert_and_train_to_the_same_digit(tmp_path):

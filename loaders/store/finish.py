@@ -51,6 +51,8 @@ def _final_head(job: Job) -> Head:
     journal, channels = job.journal, job.shape[2]
     n_good = journal.states.count(GOOD)
     if n_good == 0:
+        job.part.unlink()  # nothing is lost, and the next start looks at the images again
+        job.journal_path.unlink()
         raise DataError(
             f"{job.out}: not one of {len(journal)} images could be used; the first: {journal.reasons[0]}"
         )

@@ -108,6 +108,17 @@ def test_a_source_without_one_good_image_is_an_error(tmp_path):
     (tmp_path / "s/c/x.JPEG").write_bytes(b"no")
     with pytest.raises(DataError, match="not one of 1 images"):
         convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_images_that_have_been_mended_are_looked_at_again(tmp_path, rng):
+    (tmp_path / "s/c").mkdir(parents=True)
+    (tmp_path / "s/c/x.JPEG").write_bytes(b"no")
+    with pytest.raises(DataError, match="not one of 1 images"):
+        convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    (tmp_path / "s/c/x.JPEG").write_bytes(encoded(smooth(rng, 30, 30)))
+    outcome = convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    assert (outcome.finished, outcome.skipped) == (True, 0)
 
 
 def test_arrays_are_kept_as_they_are_with_their_number_of_channels(tmp_path, rng):
@@ -324,8 +335,32 @@ def test_workers_that_do_not_start_are_an_error_not_a_skip(tree, tmp_path, monke
     from npgait.loaders.store import workers
 
     monkeypatch.setattr(workers, "PROGRAM", "raise SystemExit(3)")
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
     with pytest.raises(workers.WorkerError, match=r"did not start: .*status 3"):
         convert_tree(tree, tmp_path / "x.h5")
+    pool = workers.Workers(1, {})
+    with pytest.raises(workers.WorkerError):
+        pool.submit([("a", 0, None)], [0]).result()
+    assert not pool._processes
+
+
+def test_workers_that_are_killed_while_they_start_are_started_again(tree, tmp_path, monkeypatch):
+    from npgait.loaders.store import workers
+
+    # Each process but every third is killed before it is ready, as a system short of memory does.
+    count = tmp_path / "count"
+    count.write_text("")
+    trap = (
+        "import os, signal\n"
+        f"with open({str(count)!r}, 'a') as file: file.write('x')\n"
+        f"if os.path.getsize({str(count)!r}) % 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setattr(workers, "PROGRAM", trap + workers.PROGRAM)
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
+    (listing,) = find_listings("imagenet", tree)
+    outcome = prepare(listing, tmp_path / "x.h5", Settings(24), workers=1)
+    assert (outcome.finished, outcome.skipped) == (True, 0)
+    assert count.stat().st_size == 3
 
 
 @pytest.mark.parametrize(
