@@ -17,7 +17,7 @@ from npgait.files import replacing
 from npgait.loaders.store import Outcome, Settings, find_listings, open_store, prepare
 from npgait.loaders.store.inspect import contact_sheet, source_name
 from npgait.loaders.store.inspect import verify as verify_images
-from npgait.loaders.store.layout import SKIPPED, STORES
+from npgait.loaders.store.layout import MAX_SIDE, SKIPPED, STORES
 from npgait.loaders.store.sources import KINDS
 from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
@@ -35,7 +35,7 @@ def data() -> None:
 @click.argument("source", type=path_type, metavar="SRC")
 @click.argument("out", type=path_type, metavar="OUT.h5")
 @click.option(
-    "--size", default=224, show_default=True, type=click.IntRange(1, 4096), help="Side, in pixels."
+    "--size", default=224, show_default=True, type=click.IntRange(1, MAX_SIDE), help="Side, in pixels."
 )
 @click.option(
     "--store",

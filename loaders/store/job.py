@@ -44,8 +44,8 @@ class Settings:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= 4096:
-            raise ValueError(f"size is {self.size}; expected 1 to 4096 pixels")
+        if not 1 <= self.size <= layout.MAX_SIDE:
+            raise ValueError(f"size is {self.size}; expected 1 to {layout.MAX_SIDE} pixels")
         if self.store not in layout.STORES:
             raise ValueError(f"store {self.store!r} is unknown; use one of {', '.join(layout.STORES)}")
         if not 1 <= self.quality <= 95:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npgait.loaders.dataset import DataError
+from npgait.loaders.store.heap import try_heap
 
 FORMAT, VERSION = "npgait image store", 1
 GOOD, SKIPPED = 0, 1  # states of an image
 STORES = ("raw", "jpeg", "original")
 MAX_IMAGES, MAX_NAME, MAX_CLASSES = 1 << 28, 4096, 1 << 24
 MAX_IMAGE_BYTES = 1 << 30
-SECONDS = 30.0  # for the attributes of a file whose heap may be damaged
-READ_ATTRIBUTES = """
-import sys, h5py
-with h5py.File(sys.argv[1], "r", locking=False) as file:
-    [file.attrs[key] for key in sys.argv[2:]]
-"""
+MAX_SIDE = 4096  # of images that are resized
 ATTRIBUTES = ("name", "split", "store", "image_shape", "max_value", "made_by", "plan")
 
 
@@ -149,7 +143,7 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            _try_heap(path, file)
+            try_heap(path, file, ("format", "version", "digest", *ATTRIBUTES))
             return _look_at(path, file)
     except DataError:
         raise
@@ -158,33 +152,13 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: a damaged image store ({reason})") from error
 
 
-def _try_heap(path: Path, file: Any) -> None:
-    """Have another process read attributes that lie in a heap: in a damaged one HDF5 may never end.
-
-    Stores have had none there since they are written with texts of fixed length.
-    """
-    import h5py
-
-    keys = [key for key in ("format", "version", "digest", *ATTRIBUTES) if key in file.attrs]
-    kinds = [h5py.check_string_dtype(file.attrs.get_id(key).dtype) for key in keys]
-    if not any(kind and kind.length is None for kind in kinds):
-        return
-    command = [sys.executable, "-P", "-c", READ_ATTRIBUTES, str(path), *keys]
-    try:
-        status = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode
-    except subprocess.TimeoutExpired:
-        status = -1
-    if status < 0:
-        raise DataError(f"{path}: a damaged image store (HDF5 cannot read its attributes)")
-
-
 def _look_at(path: Path, file: Any) -> Store:
     if _text(file.attrs.get("format")) != FORMAT:
         raise DataError(f"{path}: an HDF5 file, but no image store of npgait's")
-    if int(file.attrs["version"]) > VERSION:
+    version = file.attrs["version"]
+    if version != VERSION:
         raise DataError(
-            f"{path}: format version {file.attrs['version']}; this npgait reads up to {VERSION}, a "
-            "later one is needed"
+            f"{path}: format version {version}; expected {VERSION}; use the npgait that made it"
         )
     size = path.stat().st_size
     head = _read_head(file, size)
@@ -214,18 +188,16 @@ def _read_head(file: Any, size: int) -> Head:
     labels = _table(file, "labels", np.int64, size)
     n = len(labels)
     classes = _table(file, "classes", np.bytes_, size)
-    shape = tuple(int(v) for v in values["image_shape"])
+    shape = _image_shape(values["image_shape"], values["store"])
     if not 0 < n <= MAX_IMAGES or not 0 < len(classes) <= MAX_CLASSES:
         raise ValueError(f"{n} images of {len(classes)} classes")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels in {labels.min()}..{labels.max()} for {len(classes)} classes")
-    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_IMAGE_BYTES or shape[2] not in (1, 3):
-        raise ValueError(f"images of shape {shape}")
-    if values["store"] not in STORES or not 0 < int(values["max_value"]) <= 255:
+    if values["store"] not in STORES or values["max_value"] not in range(1, 256):
         raise ValueError(f"store {values['store']!r}, largest value {values['max_value']}")
     head = Head(
         **{key: str(values[key]) for key in ("name", "split", "store", "made_by", "plan")},
-        image_shape=(shape[0], shape[1], shape[2]),
+        image_shape=shape,
         max_value=int(values["max_value"]),
         labels=labels,
         classes=tuple(text.decode() for text in classes.tolist()),
@@ -238,7 +210,27 @@ def _read_head(file: Any, size: int) -> Head:
     )
     if not (np.isfinite(head.mean).all() and np.isfinite(head.std).all() and (head.std > 0).all()):
         raise ValueError("mean or standard deviation is not finite and above 0")
+    if head.state.max() > SKIPPED or GOOD not in head.state:
+        states = np.unique(head.state).tolist()
+        raise ValueError(f"its images have states {states}; expected some {GOOD} (good), else {SKIPPED}")
     return head
+
+
+def _image_shape(got: Any, store: str) -> tuple[int, int, int]:
+    """Return the shape of an image, if there can be such images in that kind of store."""
+    shape = np.asarray(got)
+    if shape.shape != (3,) or shape.dtype.kind not in "iu":
+        raise ValueError(f"image_shape is {got}; expected three whole numbers")
+    height, width, channels = (int(v) for v in shape)
+    if min(height, width) < 1 or channels not in (1, 3) or height * width * channels > MAX_IMAGE_BYTES:
+        raise ValueError(f"images of shape {(height, width, channels)}")
+    # Of pixels, the file itself must hold as many; what files are decoded to, only this number says.
+    if store != "raw" and (height != width or channels != 3 or height > MAX_SIDE):
+        raise ValueError(
+            f"encoded images of shape {(height, width, channels)}; expected squares of up to {MAX_SIDE} "
+            "pixels, 3 channels"
+        )
+    return height, width, channels
 
 
 def _text(value: Any) -> Any:

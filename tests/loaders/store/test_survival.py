@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, convert, find_listings, layout, open_store, prepare
+from npgait.loaders.store import Settings, convert, find_listings, heap, open_store, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.reader import read_images
 from tests.loaders.store.conftest import encoded, make_tree, smooth
@@ -289,7 +290,7 @@ def test_a_store_whose_texts_lie_in_a_heap_is_read_as_ever(made):
 
 
 def test_a_damaged_heap_is_an_error_not_a_hang(made, monkeypatch):
-    monkeypatch.setattr(layout, "SECONDS", 3.0)
+    monkeypatch.setattr(heap, "SECONDS", 3.0)
     data = bytearray(in_a_heap(made))
     at = data.index(b"GCOL") + 16  # of its first object: number, references, 4 bytes, size
     data[at + 8 : at + 16] = (2**64 - 16).to_bytes(8, "little")
@@ -356,6 +357,44 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(h
             file["labels"][0] = 10**9
     with pytest.raises(DataError, match="damaged image store"):
         open_store(tmp_path / "h.h5")
+
+
+def crafted(path, *, attributes=None, **arrays):
+    """Change a store and write the digest that fits."""
+    head = open_store(path).head
+    with h5py.File(path, "r+") as file:
+        for key, value in (attributes or {}).items():
+            file.attrs[key] = value
+        for key, value in arrays.items():
+            file[key][()] = value
+    changes = {key: value for key, value in (attributes or {}).items() if hasattr(head, key)}
+    arrays = {key: np.full_like(getattr(head, key), value) for key, value in arrays.items()}
+    with h5py.File(path, "r+") as file:
+        file.attrs["digest"] = np.bytes_(replace(head, **changes, **arrays).digest())
+
+
+@pytest.mark.parametrize(
+    ("store", "change", "says"),
+    [
+        ("raw", {"state": 1}, r"states \[1\]"),
+        ("raw", {"state": 7}, r"states \[7\]"),
+        ("raw", {"attributes": {"version": -5}}, "format version -5; expected 1"),
+        ("raw", {"attributes": {"version": 1.5}}, "format version 1.5"),
+        ("raw", {"attributes": {"image_shape": (24.5, 24, 3)}}, "three whole numbers"),
+        ("raw", {"attributes": {"image_shape": (24, 24)}}, "three whole numbers"),
+        ("raw", {"attributes": {"max_value": 300}}, "largest value 300"),
+        ("jpeg", {"attributes": {"image_shape": (16, 20, 3)}}, "expected squares of up to 4096"),
+        ("jpeg", {"attributes": {"image_shape": (16000, 16000, 3)}}, "expected squares of up to 4096"),
+        ("jpeg", {"attributes": {"image_shape": (24, 24, 1)}}, "expected squares of up to 4096"),
+    ],
+)
+def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24, store))
+    crafted(tmp_path / "x.h5", **change)
+    with pytest.raises(DataError, match=says) as caught:
+        open_store(tmp_path / "x.h5")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
