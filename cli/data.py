@@ -17,7 +17,7 @@ from npgait.files import replacing
 from npgait.loaders.store import Outcome, Settings, find_listings, open_store, prepare
 from npgait.loaders.store.inspect import contact_sheet, source_name
 from npgait.loaders.store.inspect import verify as verify_images
-from npgait.loaders.store.layout import MAX_SIDE, SKIPPED, STORES
+from npgait.loaders.store.layout import MAX_SIDE, SKIPPED, STORES, on_one_line
 from npgait.loaders.store.sources import KINDS
 from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
@@ -143,7 +143,7 @@ def verify_command(file: Path, threads: int, quiet: bool) -> None:
     with Lines(file.name, "image", len(store), quiet=quiet) as lines:
         for done, damage in verify_images(store, threads=threads):
             for one in damage:
-                lines.print(f"image {one.number} ({one.source}): {one.reason}")
+                lines.print(f"image {one.number} ({on_one_line(one.source)}): {one.reason}")
             found += len(damage)
             lines.show(done, found)
     if found:
@@ -157,17 +157,19 @@ def verify_command(file: Path, threads: int, quiet: bool) -> None:
 @click.option("--png", type=path_type, help="Write a contact sheet of 100 images drawn at random.")
 def info_command(file: Path, png: Path | None) -> None:
     """Show what FILE holds: counts, classes, sizes, what was skipped."""
+    if png is not None and png.is_dir():
+        raise click.BadParameter(f"{png} is a folder; expected the name of a file", param_hint="--png")
     store = open_store(file)
     head, counts = store.head, np.bincount(store.head.labels, minlength=len(store.head.classes))
     height, width, channels = head.image_shape
     skipped = np.flatnonzero(head.state == SKIPPED)
     rows = [
-        ["data set", f"{head.name}, split {head.split}"],
+        ["data set", on_one_line(f"{head.name}, split {head.split}")],
         ["images", f"{len(store)}, of which {len(skipped)} were skipped"],
         ["classes", f"{len(head.classes)}, of {counts.min()} to {counts.max()} images"],
         ["size", f"{height} x {width}, {channels} channel{'s' if channels > 1 else ''}"],
         ["stored as", head.store],
-        ["made by", head.made_by],
+        ["made by", on_one_line(head.made_by)],
         ["mean", ", ".join(f"{v:.3f}" for v in head.mean)],
         ["std", ", ".join(f"{v:.3f}" for v in head.std)],
         ["file", f"{file.stat().st_size / 1e6:.1f} MB, images from byte {store.start}"],
@@ -186,7 +188,9 @@ def info_command(file: Path, png: Path | None) -> None:
 
 
 def _shortened(names: list[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(on_one_line, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 @data.command("bench")

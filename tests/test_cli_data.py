@@ -74,6 +74,16 @@ def test_skipped_files_are_said_and_listed(source, tmp_path):
     assert "skipped: n00000001/notes.txt" in npgait("data", "info", tmp_path / "x.h5")
 
 
+def test_names_that_would_move_the_cursor_are_shown_escaped(source, tmp_path):
+    (source / "train" / "a\x1b[2Jb").mkdir()
+    (source / "train" / "a\x1b[2Jb" / "x\ny.JPEG").write_bytes(b"")
+    npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "-q")
+    text = npgait("data", "info", tmp_path / "x.h5")
+    assert "\x1b" not in text
+    assert r"a\x1b[2Jb (1)" in text
+    assert r"skipped: a\x1b[2Jb/x\ny.JPEG" in text
+
+
 def test_bench_shows_every_stage(source, tmp_path):
     npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "--size", 20)
     text = npgait("data", "bench", tmp_path / "x.h5", "--seconds", 0.01)
@@ -92,6 +102,8 @@ def test_bench_shows_every_stage(source, tmp_path):
         (["prepare", "imagenet", "src", "x.h5", "--size", "0"], "0 is not in the range"),
         (["verify", "absent.h5"], "no such file"),
         (["info", "src/train/n00000000/n00000000_0.JPEG"], "no HDF5 file"),
+        (["info", "src"], "src: is a folder; expected an image store"),
+        (["info", "absent.h5", "--png", "src"], "src is a folder; expected the name of a file"),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monkeypatch):

@@ -9,12 +9,7 @@ journal.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import re
-import shutil
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from npgait.files import sync
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.finish import finish, first_head
 from npgait.loaders.store.frame import frame
@@ -34,18 +28,15 @@ from npgait.loaders.store.journal import (
     Done,
     Journal,
     OtherPlanError,
-    naming,
     open_journal,
-    write_all,
 )
 from npgait.loaders.store.layout import GOOD, SKIPPED, open_store
 from npgait.loaders.store.listing import ArrayListing, Listing
+from npgait.loaders.store.part import allocate, commit, synced_now_and_then
 from npgait.loaders.store.reader import cores
 from npgait.loaders.store.workers import Workers
 
 TASK, AHEAD = 8, 3  # images of a task; tasks a worker has in hand: what a kill may have to redo
-SYNC_SECONDS = 30.0
-JOURNAL_BYTES = 128  # of an image, about
 
 
 def prepare(
@@ -99,9 +90,9 @@ def prepare(
             return _made_before(job)
         redone = _take_up(job)
         count = _Count(progress, job.journal)
-        with _synced_now_and_then(job) as sync_if_due:
+        with synced_now_and_then(job) as sync_if_due:
             for done, data in _converted(job, workers, stop):
-                _commit(job, done, data)
+                commit(job, done, data)
                 count.add(done)
                 sync_if_due()
         n = len(job.journal)
@@ -125,7 +116,13 @@ class _Count:
 
 def _made_before(job: Job) -> Outcome:
     """Return the outcome of an earlier start, if `out` is that."""
-    head = open_store(job.out).head
+    try:
+        head = open_store(job.out).head
+    except DataError as error:
+        raise DataError(
+            f"{job.out} is taken by something that is no good image store ({error}); "
+            "choose another name, or remove it first"
+        ) from error
     if head.plan != job.plan:
         raise DataError(
             f"{job.out} is there, made of other images or with other settings; choose another name, or "
@@ -143,13 +140,19 @@ def _made_before(job: Job) -> Outcome:
 @contextlib.contextmanager
 def _journal_of(job: Job) -> Iterator[None]:
     """Open the journal and the part file of a job, with room in it for every image."""
-    path = job.journal_path
-    job.out.parent.mkdir(parents=True, exist_ok=True)
+    path, folder = job.journal_path, job.out.parent
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{job.out}: {folder} is no folder; give a name in one")
     around = frame(first_head(job), job.room)
     job.start, job.behind = len(around.before), len(around.behind)
     header = {"format": "npgait journal", "version": 1, "plan": job.plan, "start": job.start}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         job.journal = open_journal(path, header)
+    except OSError as error:
+        if not path.exists():  # nobody has asked for a journal
+            error.filename = str(job.out)
+        raise
     except BusyError as error:
         raise DataError(f"{job.out}: another process is making it now") from error
     except OtherPlanError as error:
@@ -179,7 +182,7 @@ def _take_up(job: Job) -> int:
         journal.keep(0)
     written = job.start + sum(journal.sizes)
     cut_short = bool(len(journal)) and job.part.stat().st_size < written
-    _allocate(job)
+    allocate(job)
     good = 0 if cut_short else journal.synced
     with job.part.open("rb") as part:
         part.seek(job.start + sum(journal.sizes[:good]))
@@ -189,43 +192,6 @@ def _take_up(job: Job) -> int:
             good += 1
     job.end = job.start + sum(journal.sizes)
     return before - len(journal)
-
-
-def _allocate(job: Job) -> None:
-    """Make the part file as long as it will be, so that a full disk shows now and not in hours."""
-    descriptor = os.open(job.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    about = os.fstat(descriptor)
-    try:
-        with naming(job.out):
-            size = job.start + job.room + job.behind
-            missing = 0 if about.st_size >= size else max(0, size - 512 * about.st_blocks)
-            _check_room(job, missing)
-            if not job.raw or about.st_size >= size:
-                return
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, size)
-            else:
-                os.ftruncate(descriptor, size)
-    except OSError:
-        if not about.st_size:  # nothing is done yet: other settings may be tried
-            job.part.unlink()
-            job.journal_path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _check_room(job: Job, missing: int) -> None:
-    """Ask whether the disk has room for `missing` bytes of the store, and for the journal."""
-    needed = missing + JOURNAL_BYTES * (len(job.listing) - len(job.journal))
-    free = shutil.disk_usage(job.part.parent).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk has {free / 1e9:.1f} GB free and the store takes {needed / 1e9:.1f} GB; "
-            "make room, choose another disk, a smaller --size, or --store jpeg",
-            str(job.out),
-        )
 
 
 def _converted(
@@ -267,53 +233,3 @@ def _from_array(images: Any) -> tuple[list[Done], bytes]:
         Done(GOOD, zlib.crc32(one.data), size, s, q) for one, s, q in zip(x, sums, squares, strict=True)
     ]
     return done, x.tobytes()
-
-
-def _commit(job: Job, done: list[Done], data: bytes) -> None:
-    """Write what the workers did not, then note the stretch in the journal."""
-    end = job.end
-    if data or any(one.state == SKIPPED for one in done):
-        with naming(job.part), job.part.open("r+b") as part:
-            write_all(part.fileno(), data, end)
-            for one in done:
-                if job.raw and one.state == SKIPPED:  # a decoder that crashed left whatever was there
-                    write_all(part.fileno(), bytes(one.size), end)
-                end += one.size
-    job.journal.add(done)
-    job.end += sum(one.size for one in done)
-
-
-@contextlib.contextmanager
-def _synced_now_and_then(job: Job) -> Iterator[Callable[[], None]]:
-    """Give a function that has the disk write out now and then, in the background, and notes it."""
-    last, waiting = time.monotonic(), threading.Event()
-    under_way: list[tuple[threading.Thread, int]] = []
-    problems: list[OSError] = []
-
-    def write_out() -> None:
-        try:
-            with naming(job.part):
-                sync(job.part)
-        except OSError as error:
-            problems.append(error)
-        waiting.set()
-
-    def sync_if_due() -> None:
-        nonlocal last
-        if under_way and waiting.is_set():
-            _, n = under_way.pop()
-            if problems:
-                raise problems[0]
-            job.journal.mark_synced(n)
-        if not under_way and time.monotonic() - last > SYNC_SECONDS:
-            waiting.clear()
-            thread = threading.Thread(target=write_out, daemon=True)
-            under_way.append((thread, len(job.journal)))
-            thread.start()
-            last = time.monotonic()
-
-    try:
-        yield sync_if_due
-    finally:
-        for thread, _ in under_way:
-            thread.join()

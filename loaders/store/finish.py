@@ -16,7 +16,7 @@ from npgait.loaders.store import layout
 from npgait.loaders.store.frame import frame
 from npgait.loaders.store.job import LEAST_ROOM, Job
 from npgait.loaders.store.journal import naming, write_all
-from npgait.loaders.store.layout import GOOD, Head
+from npgait.loaders.store.layout import GOOD, Head, on_one_line
 from npgait.loaders.store.listing import ArrayListing
 
 
@@ -54,7 +54,8 @@ def _final_head(job: Job) -> Head:
         job.part.unlink()  # nothing is lost, and the next start looks at the images again
         job.journal_path.unlink()
         raise DataError(
-            f"{job.out}: not one of {len(journal)} images could be used; the first: {journal.reasons[0]}"
+            f"{job.out}: not one of {len(journal)} images could be used; the first: "
+            f"{on_one_line(journal.reasons[0])}"
         )
     pixels = n_good * job.shape[0] * job.shape[1]
     mean, std = _statistics(journal.sums[:channels], journal.squares[:channels], pixels)
@@ -96,11 +97,13 @@ def finish(job: Job) -> Path | None:
 
 def _write_report(job: Job) -> Path | None:
     """Write one line a skipped image: its number, its name, the reason."""
-    names = job.listing.names
-    lines = [f"{i}\t{names[i]}\t{reason}\n" for i, reason in job.journal.reasons.items()]
+    lines = [
+        f"{i}\t{on_one_line(job.listing.names[i])}\t{on_one_line(reason)}\n"
+        for i, reason in job.journal.reasons.items()
+    ]
     if not lines:
         return None
-    write_text(job.report_path, "".join(lines).encode("utf-8", "backslashreplace").decode())
+    write_text(job.report_path, "".join(lines))
     return job.report_path
 
 

@@ -133,12 +133,15 @@ def open_store(path: Path) -> Store:
     Raises
     ------
     DataError
-        If there is no such file, it is no image store, of a later version, damaged, or cut short.
+        If there is no such file, it is no image store, of another version, damaged, or cut short.
     """
     import h5py
 
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        what = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else None
+        raise DataError(
+            f"{path}: {f'{what}; expected an image store' if what else 'there is no such file'}"
+        )
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
@@ -149,7 +152,7 @@ def open_store(path: Path) -> Store:
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: a damaged image store ({reason})") from error
+        raise DataError(f"{path}: a damaged image store ({on_one_line(reason)})") from error
 
 
 def _look_at(path: Path, file: Any) -> Store:
@@ -158,7 +161,8 @@ def _look_at(path: Path, file: Any) -> Store:
     version = file.attrs["version"]
     if version != VERSION:
         raise DataError(
-            f"{path}: format version {version}; expected {VERSION}; use the npgait that made it"
+            f"{path}: format version {on_one_line(str(version))}; expected {VERSION}; "
+            "use the npgait that made it"
         )
     size = path.stat().st_size
     head = _read_head(file, size)
@@ -252,6 +256,11 @@ def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> 
     if dataset.nbytes > size or (n is not None and len(dataset) != n):
         raise ValueError(f"{name} has {len(dataset)} entries of {dataset.dtype}")
     return dataset[()]
+
+
+def on_one_line(text: str) -> str:
+    """Return a text from elsewhere, such as a name, with backslashes for what would move a cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def preadv_whole(descriptor: int, buffers: list[Any], offset: int) -> None:

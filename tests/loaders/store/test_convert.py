@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, convert, find_listings, finish, open_store, prepare
+from npgait.loaders.store import Settings, convert, find_listings, finish, open_store, part, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.listing import ArrayListing
 from tests.loaders.store.conftest import encoded, make_tree, smooth
@@ -143,6 +144,40 @@ def test_a_finished_store_is_left_alone_and_another_one_is_not_overwritten(tree,
         convert_tree(tree, tmp_path / "x.h5", size=20)
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "text", "hdf5"])
+def test_a_name_that_is_taken_by_something_else_is_said_to_be(kind, tree, tmp_path):
+    out = tmp_path / "x.h5"
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "text":
+        out.write_text("my notes")
+    else:
+        h5py.File(out, "w").close()
+    with pytest.raises(DataError, match=r"x\.h5 is taken by something that is no good image store \("):
+        convert_tree(tree, out)
+    assert sorted(os.listdir(tmp_path)) == ["source", "x.h5"]
+
+
+def test_a_place_that_cannot_be_written_is_said_by_the_name_that_was_given(tree, tmp_path):
+    for folder in ("/proc/self", "/proc/absent"):
+        with pytest.raises(OSError, match=rf"{folder}/x\.h5'") as caught:
+            convert_tree(tree, Path(folder) / "x.h5")
+        assert caught.value.filename == f"{folder}/x.h5"
+    (tmp_path / "text").write_text("")
+    with pytest.raises(DataError, match="text is no folder"):
+        convert_tree(tree, tmp_path / "text" / "x.h5")
+
+
+def test_the_report_has_one_line_an_image_whatever_its_name(tree, tmp_path):
+    name = os.fsdecode(b"a\nb\tc\x1b[31m\xff.JPEG")
+    (tree / "n00000001" / name).write_bytes(b"")
+    outcome = convert_tree(tree, tmp_path / "x.h5")
+    (line,) = outcome.report.read_text().splitlines()
+    assert line.split("\t")[1] == r"n00000001/a\nb\tc\x1b[31m\udcff.JPEG"
+
+
 def stopped_after(tree, out, tasks, **settings):
     """Convert with a stop after so many questions, as Ctrl-C would."""
     (listing,) = find_listings("imagenet", tree)
@@ -187,8 +222,8 @@ def test_two_conversions_to_one_file_do_not_run_at_once(tree, tmp_path):
 def test_images_that_never_reached_the_disk_are_made_again(damage, tmp_path, rng):
     tree = make_tree(tmp_path / "source", rng, images=20)
     stopped_after(tree, tmp_path / "x.h5", 4)
-    part = tmp_path / "x.h5.part"
-    data = bytearray(part.read_bytes())
+    file = tmp_path / "x.h5.part"
+    data = bytearray(file.read_bytes())
     start = open_store_start(tree, tmp_path)
     at = start + 20 * 24 * 24 * 3  # in the third stretch
     if damage == "tail":
@@ -197,7 +232,7 @@ def test_images_that_never_reached_the_disk_are_made_again(damage, tmp_path, rng
         data[at] ^= 1
     else:
         data[at : at + 5000] = bytes(5000)
-    part.write_bytes(data)
+    file.write_bytes(data)
     outcome = convert_tree(tree, tmp_path / "x.h5")
     assert outcome.finished
     assert outcome.redone == 2 * convert.TASK
@@ -223,7 +258,7 @@ def test_a_journal_whose_last_line_is_torn_is_believed_up_to_there(cut, tmp_path
 
 def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(tree, tmp_path, monkeypatch):
     free = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(part.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match=r"the disk has 0\.0 GB free"):
         convert_tree(tree, tmp_path / "x.h5")
     assert os.listdir(tmp_path) == ["source"]
@@ -239,7 +274,7 @@ def test_the_room_that_is_asked_for_is_that_of_the_whole_store_and_its_journal(
     start = open_store(tmp_path / "y.h5").start
     needed = start + 21 * 100 + (21 * 24 * 24 * 3 if store == "raw" else 0)
     free = type("Usage", (), {"free": needed})
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(part.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match=r"GB free and the store takes"):
         convert_tree(tree, tmp_path / "x.h5", store=store)
 
@@ -261,7 +296,7 @@ def test_a_disk_that_is_full_in_the_end_loses_nothing(tree, tmp_path, monkeypatc
 
 def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, rng, monkeypatch):
     tree = make_tree(tmp_path / "source", rng, images=20)
-    room, write_all = [4], convert.write_all
+    room, write_all = [4], part.write_all
 
     def writing(descriptor, data, offset=None):
         room[0] -= 1
@@ -269,7 +304,7 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, rng, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         write_all(descriptor, data, offset)
 
-    monkeypatch.setattr(convert, "write_all", writing)
+    monkeypatch.setattr(part, "write_all", writing)
     with pytest.raises(OSError, match="No space left") as caught:
         convert_tree(tree, tmp_path / "x.h5", store="jpeg")
     assert caught.value.filename == str(tmp_path / "x.h5.part")
