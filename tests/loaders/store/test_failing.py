@@ -7,10 +7,19 @@ import os
 
 import pytest
 
-from npgait.loaders.store import Settings, convert, find_listings, finish, open_store, part, prepare
+from npgait.loaders.store import (
+    Settings,
+    convert,
+    find_listings,
+    finish,
+    journal,
+    open_store,
+    part,
+    prepare,
+)
 from npgait.loaders.store.inspect import verify
 from tests.loaders.store.conftest import make_tree
-from tests.loaders.store.test_convert import convert_tree
+from tests.loaders.store.test_convert import convert_tree, stopped_after
 
 
 def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(tree, tmp_path, monkeypatch):
@@ -34,6 +43,20 @@ def test_the_room_that_is_asked_for_is_that_of_the_whole_store_and_its_journal(
     monkeypatch.setattr(part.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match=r"GB free and the store takes"):
         convert_tree(tree, tmp_path / "x.h5", store=store)
+
+
+def test_a_disk_without_room_for_the_rest_does_not_cost_what_is_done(tmp_path, rng, monkeypatch):
+    tree = make_tree(tmp_path / "source", rng, images=20)
+    stopped_after(tree, tmp_path / "x.h5", 2)
+    os.truncate(tmp_path / "x.h5.part", (tmp_path / "x.h5.part").stat().st_size - 1)
+    monkeypatch.setattr(part.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    with pytest.raises(OSError, match="the disk has"):
+        convert_tree(tree, tmp_path / "x.h5")
+    monkeypatch.undo()
+    seen = []
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24), progress=lambda done, _: seen.append(done))
+    assert seen[0] == 2 * convert.TASK
 
 
 def test_a_disk_that_is_full_in_the_end_loses_nothing(tree, tmp_path, monkeypatch):
@@ -87,6 +110,26 @@ def test_a_source_that_cannot_be_read_stops_the_conversion_unless_told_to_skip(t
     outcome = prepare(listing, tmp_path / "x.h5", Settings(24, skip_unreadable=True))
     assert outcome.skipped == 1
     assert "cannot be read: No such file" in outcome.report.read_text()
+
+
+def test_a_source_that_fails_while_it_is_read_is_named(tree, monkeypatch):
+    from npgait.loaders.store import worker
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(worker, "read_source", fail)
+    settings = {"skip_unreadable": False, "size": 24, "store": "raw"}
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        worker.convert_image(("/disk/a.JPEG", 0, None), settings)
+    assert caught.value.filename == "/disk/a.JPEG"
+
+
+def test_a_journal_that_went_while_its_lock_was_waited_for_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "x.journal"
+    monkeypatch.setattr(journal, "_lock", lambda _: path.unlink())  # as one who has just finished
+    with pytest.raises(journal.BusyError):
+        journal.open_journal(path, {})
 
 
 def test_an_image_that_takes_its_decoder_down_is_skipped_alone(tree, tmp_path, monkeypatch):
