@@ -125,6 +125,20 @@ def test_a_source_that_fails_while_it_is_read_is_named(tree, monkeypatch):
     assert caught.value.filename == "/disk/a.JPEG"
 
 
+def test_a_disk_that_is_full_under_a_decoder_is_named(tree, tmp_path, monkeypatch):
+    from npgait.loaders.store import worker
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "write_all", fail)
+    (tmp_path / "x.part").write_bytes(b"")
+    settings = {"skip_unreadable": False, "size": 24, "store": "raw", "part": str(tmp_path / "x.part")}
+    image = str(next(tree.glob("*/*.JPEG")))
+    answer, _ = worker._do([[image, 0, None]], [0], settings)
+    assert answer["file"] == str(tmp_path / "x.part")
+
+
 def test_a_journal_that_went_while_its_lock_was_waited_for_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "x.journal"
     monkeypatch.setattr(journal, "_lock", lambda _: path.unlink())  # as one who has just finished
