@@ -15,12 +15,12 @@ from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.paths import NamedPath
 from npgait.cli.progress import Lines
 from npgait.cli.table import format_table
-from npgait.files import replacing
+from npgait.files import replacing, shown
 from npgait.loaders import DataError
 from npgait.loaders.store import Outcome, Settings, find_listings, open_store, prepare
 from npgait.loaders.store.inspect import contact_sheet, source_name
 from npgait.loaders.store.inspect import verify as verify_images
-from npgait.loaders.store.layout import SKIPPED, STORES
+from npgait.loaders.store.layout import MAX_SIDE, SKIPPED, STORES
 from npgait.loaders.store.listing import ArrayListing, Listing
 from npgait.loaders.store.sources import KINDS
 from npgait.loaders.store.speed import measure_store
@@ -39,7 +39,7 @@ def data() -> None:
 @click.argument("source", type=path_type, metavar="SRC")
 @click.argument("out", type=path_type, metavar="OUT.h5")
 @click.option(
-    "--size", default=224, show_default=True, type=click.IntRange(1, 4096), help="Side, in pixels."
+    "--size", default=224, show_default=True, type=click.IntRange(1, MAX_SIDE), help="Side, in pixels."
 )
 @click.option(
     "--store",
@@ -167,7 +167,7 @@ def verify_command(file: Path, threads: int, quiet: bool) -> None:
     with Lines(file.name, "image", len(store), quiet=quiet) as lines:
         for done, damage in verify_images(store, threads=threads):
             for one in damage:
-                lines.print(f"image {one.number} ({one.source}): {one.reason}")
+                lines.print(f"image {one.number} ({shown(one.source)}): {one.reason}")
             found += len(damage)
             lines.show(done, found)
     if found:
@@ -181,17 +181,19 @@ def verify_command(file: Path, threads: int, quiet: bool) -> None:
 @click.option("--png", type=path_type, help="Write a contact sheet of 100 images drawn at random.")
 def info_command(file: Path, png: Path | None) -> None:
     """Show what FILE holds: counts, classes, sizes, what was skipped."""
+    if png is not None and png.is_dir():
+        raise click.BadParameter(f"{png} is a folder; expected the name of a file", param_hint="--png")
     store = open_store(file)
     head, counts = store.head, np.bincount(store.head.labels, minlength=len(store.head.classes))
     height, width, channels = head.image_shape
     skipped = np.flatnonzero(head.state == SKIPPED)
     rows = [
-        ["data set", f"{head.name}, split {head.split}"],
+        ["data set", shown(f"{head.name}, split {head.split}")],
         ["images", f"{len(store)}, of which {len(skipped)} were skipped"],
         ["classes", f"{len(head.classes)}, of {counts.min()} to {counts.max()} images"],
         ["size", f"{height} x {width}, {channels} channel{'s' if channels > 1 else ''}"],
         ["stored as", head.store],
-        ["made by", head.made_by],
+        ["made by", shown(head.made_by)],
         ["mean", ", ".join(f"{v:.3f}" for v in head.mean)],
         ["std", ", ".join(f"{v:.3f}" for v in head.std)],
         ["file", f"{file.stat().st_size / 1e6:.1f} MB, images from byte {store.start}"],
@@ -210,7 +212,9 @@ def info_command(file: Path, png: Path | None) -> None:
 
 
 def _shortened(names: list[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(shown, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 @data.command("bench")

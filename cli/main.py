@@ -23,6 +23,7 @@ from npgait.export import ExportError
 from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
 from npgait.kernels.loops import SwitchError
 from npgait.loaders import DataError
+from npgait.loaders.store.workers import WorkerError
 from npgait.run_folder import RunFolderError
 from npgait.training import TrainingDivergedError
 
@@ -35,7 +36,13 @@ MISTAKES = (
     RunFolderError,
     SwitchError,
 )
-FAILURES = (TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError, MemoryError)
+FAILURES = (
+    TrainingDivergedError,
+    SingularWeightsError,
+    ErrorsNotFiniteError,
+    WorkerError,
+    MemoryError,
+)
 
 
 class BadUsage(click.ClickException):

@@ -104,6 +104,11 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "replace").decode()
 
 
+def shown(text: object) -> str:
+    """Return words from elsewhere as one printable line: what would move a cursor is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replacing(path) as temporary:

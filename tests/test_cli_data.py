@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from npgait.cli.main import cli
-from npgait.loaders.store import open_store
+from npgait.loaders.store import open_store, workers
+from npgait.loaders.stored import StoredData
 from tests.loaders.store.conftest import make_tree
 
 
@@ -73,6 +74,16 @@ def test_skipped_files_are_said_and_listed(source, tmp_path):
     assert "skipped: n00000001/notes.txt" in npgait("data", "info", tmp_path / "x.h5")
 
 
+def test_names_that_would_move_the_cursor_are_shown_escaped(source, tmp_path):
+    (source / "train" / "a\x1b[2Jb").mkdir()
+    (source / "train" / "a\x1b[2Jb" / "x\ny.JPEG").write_bytes(b"")
+    npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "-q")
+    text = npgait("data", "info", tmp_path / "x.h5")
+    assert "\x1b" not in text
+    assert r"a\x1b[2Jb (1)" in text
+    assert r"skipped: a\x1b[2Jb/x\ny.JPEG" in text
+
+
 def test_bench_shows_every_stage(source, tmp_path):
     npgait("data", "prepare", "imagenet", source / "train", tmp_path / "x.h5", "--size", 20)
     text = npgait("data", "bench", tmp_path / "x.h5", "--seconds", 0.01)
@@ -91,11 +102,20 @@ def test_bench_shows_every_stage(source, tmp_path):
         (["prepare", "imagenet", "src", "x.h5", "--size", "0"], "0 is not in the range"),
         (["verify", "absent.h5"], "no such file"),
         (["info", "src/train/n00000000/n00000000_0.JPEG"], "no HDF5 file"),
+        (["info", "src"], "src: is a folder; expected an image store"),
+        (["info", "absent.h5", "--png", "src"], "src is a folder; expected the name of a file"),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in npgait("data", *args, status=2)
+
+
+def test_workers_that_do_not_start_are_one_line_with_status_1(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "PROGRAM", "raise SystemExit(3)")
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
+    text = npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "-q", status=1)
+    assert "Error: a process that decodes images did not start" in text
 
 
 def test_digits_and_arrays_convert_and_train_to_the_same_digit(tmp_path):
@@ -150,6 +170,25 @@ def test_a_run_from_a_store_that_is_interrupted_goes_on_bit_for_bit(source, tmp_
             ends.append([parameters[layer][name][()] for layer in parameters for name in "Wb"])
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_stopped_at_the_last_batch_of_an_epoch_goes_on(source, tmp_path, monkeypatch):
+    out, run = tmp_path / "x.h5", tmp_path / "run"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 72, "-q")
+    read = StoredData._read
+
+    def stopping_at_the_last(self, order, *args):
+        for number, batch in enumerate(read(self, order, *args), 1):
+            if number == len(order) / 2:  # batches of 2
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(StoredData, "_read", stopping_at_the_last)
+    npgait("run", *RUN, "--data", out, "--out", run, status=128 + signal.SIGINT)
+    monkeypatch.undo()
+    npgait("resume", run, "--no-plots")
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        assert json.loads(file["meta"][()].tobytes())["progress"]["epoch"] == 3
 
 
 def test_a_run_does_not_go_on_with_another_store(source, tmp_path):

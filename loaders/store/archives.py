@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
-from npgait.loaders.store.listing import shown
 
 MAX_READ = 1 << 20  # bytes of a header, such as a long name; what says more is damaged or hostile
 MAX_LINKS = 40  # one after the other, as Linux has it

@@ -69,9 +69,10 @@ def decode(data: bytes, size: int) -> Image:
     Raises
     ------
     BadImageError
-        If it cannot be decoded whole, or unpacks to more than `MAX_PIXELS`.
+        If it cannot be decoded whole, unpacks to more than `MAX_PIXELS`, or is grey in a range that its
+        format does not tell.
     """
-    from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
     del TiffImagePlugin, WebPImagePlugin  # imported to be known
 
@@ -82,10 +83,11 @@ def decode(data: bytes, size: int) -> Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
                 # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
-                image.draft(None, (3 * size, 3 * size))
+                drafted = image.draft(None, (3 * size, 3 * size))
                 image.load()
-                square = ImageOps.fit(_as_rgb(image), (size, size), Image.Resampling.BICUBIC)
-                return _upright(square, image)
+                # Its last row and column may be a part of a pixel only: what lies beyond is no image.
+                width, height = drafted[1][2:] if drafted else image.size
+                return _upright(_square(_as_rgb(image), width, height, size), image)
     except BadImageError:
         raise
     except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way
@@ -95,11 +97,24 @@ def decode(data: bytes, size: int) -> Image:
         raise BadImageError(f"{reason or type(error).__name__}") from error
 
 
+def _square(rgb: Image, width: float, height: float, size: int) -> Image:
+    """Return the largest square at the centre of the first `width` x `height` pixels, resized."""
+    from PIL.Image import Resampling
+
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return rgb.resize((size, size), Resampling.BICUBIC, (left, top, left + side, top + side))
+
+
 def _as_rgb(image: Image) -> Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255
+    # Of these two, Pillow gives grey above 8 bits as 32 bits that hold 0 to 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # convert() would clip 16 bits at 255.
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadImageError(f"32-bit grey (mode {image.mode}) has no known range; expected 8 or 16 bits")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
-from npgait.loaders.store.listing import shown
 
 UNKNOWN = (-1, -1)  # size and time of what cannot be looked at; converting it says why
 

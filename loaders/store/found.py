@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.archives import Place, files_in_archive
 from npgait.loaders.store.folders import files_in_folder
-from npgait.loaders.store.listing import shown
 
 TEXTS = (".txt", ".csv", ".mat", ".md", ".json", ".xml", ".html")
 

@@ -7,10 +7,12 @@ that everything before it had reached the disk, so that only what follows it is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +51,8 @@ class Journal:
         Images known to be on the disk.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, descriptor: int, path: Path | None = None) -> None:
+        self.descriptor, self.path = descriptor, path
         self.ends: list[tuple[int, int]] = []  # (images, bytes) after each line that was read
         self.synced = 0
         self._forget()
@@ -65,7 +67,8 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one line."""
-        write_all(self.descriptor, _line(entry))
+        with naming(self.path):
+            write_all(self.descriptor, _line(entry))
 
     def add(self, done: list[Done]) -> None:
         """Note images as written."""
@@ -86,7 +89,8 @@ class Journal:
     def mark_synced(self, n: int) -> None:
         """Note that the first `n` images are on the disk; call once they are."""
         self.append({"synced": n})
-        os.fsync(self.descriptor)
+        with naming(self.path):
+            os.fsync(self.descriptor)
         self.synced = n
 
     def read(self) -> None:
@@ -138,8 +142,11 @@ def open_journal(path: Path, header: dict[str, Any]) -> Journal:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _lock(descriptor)
-        journal = Journal(descriptor)
+        with naming(path):
+            _lock(descriptor)
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise BusyError  # the one who had the lock has just finished, and removed it
+        journal = Journal(descriptor, path)
         with os.fdopen(os.dup(descriptor), "rb") as file:
             first = _parse(file.readline(MAX_LINE))
         if first is None:
@@ -176,6 +183,17 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise BusyError from error
+
+
+@contextlib.contextmanager
+def naming(path: Path | str | None) -> Iterator[None]:
+    """Have an OSError of the block say which file it is about: one of a descriptor does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and path is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:

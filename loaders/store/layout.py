@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
+from npgait.loaders.store.heap import try_heap
 
 FORMAT, VERSION = "npgait image store", 1
 GOOD, SKIPPED = 0, 1  # states of an image
 STORES = ("raw", "jpeg", "original")
 MAX_IMAGES, MAX_NAME, MAX_CLASSES = 1 << 28, 4096, 1 << 24
 MAX_IMAGE_BYTES = 1 << 30
+MAX_SIDE = 4096  # of images that are resized
 ATTRIBUTES = ("name", "split", "store", "image_shape", "max_value", "made_by", "plan")
 
 
@@ -125,84 +128,47 @@ class Store:
         return self.start + first, last - first
 
 
-def write_head(path: Path, head: Head, n_bytes: int) -> int:
-    """Write a new HDF5 file with `head`, and room for `n_bytes` of images; return where they begin.
-
-    Nothing is written into that room: in a new file it is a hole. Equal heads make equal files, and the
-    images begin at a place that depends on the sizes of the head's arrays only.
-    """
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["version"] = VERSION
-        for key in ATTRIBUTES:
-            file.attrs[key] = getattr(head, key)
-        file.attrs["digest"] = head.digest()
-        classes = np.array([text.encode() for text in head.classes])
-        for name, texts in (("classes", classes), ("sources", head.sources)):
-            kind = h5py.string_dtype("utf-8", texts.dtype.itemsize)
-            file.create_dataset(name, data=texts.astype(kind), track_times=False)
-        for name in ("labels", "state", "checksums", "mean", "std", "offsets"):
-            if getattr(head, name) is not None:
-                file.create_dataset(name, data=getattr(head, name), track_times=False)
-        raw = head.offsets is None
-        shape = (len(head.labels), *head.image_shape) if raw else (n_bytes,)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        layout.set_obj_track_times(False)
-        images = h5py.h5d.create(
-            file.id,
-            b"images" if raw else b"encoded",
-            h5py.h5t.STD_U8LE,
-            h5py.h5s.create_simple(shape),
-            layout,
-        )
-        start = images.get_offset()
-    if start is None:  # an empty dataset has no place
-        start = path.stat().st_size
-    return start
-
-
 def open_store(path: Path) -> Store:
     """Look at an image store, and check all of it but the images themselves.
 
     Raises
     ------
     DataError
-        If there is no such file, it is no image store, of a later version, damaged, or cut short.
+        If there is no such file, it is no image store, of another version, damaged, or cut short.
     """
     import h5py
 
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        what = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else None
+        raise DataError(
+            f"{path}: {f'{what}; expected an image store' if what else 'there is no such file'}"
+        )
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
         with h5py.File(path, "r", locking=False) as file:
+            try_heap(path, file, ("format", "version", "digest", *ATTRIBUTES))
             return _look_at(path, file)
     except DataError:
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: a damaged image store ({reason})") from error
+        raise DataError(f"{path}: a damaged image store ({shown(reason)})") from error
 
 
 def _look_at(path: Path, file: Any) -> Store:
-    kind = file.attrs.get("format")
-    if not isinstance(kind, str) or kind != FORMAT:
+    if _text(file.attrs.get("format")) != FORMAT:
         raise DataError(f"{path}: an HDF5 file, but no image store of npgait's")
-    if int(file.attrs["version"]) > VERSION:
+    version = file.attrs["version"]
+    if version != VERSION:
         raise DataError(
-            f"{path}: format version {file.attrs['version']}; this npgait reads up to {VERSION}, a "
-            "later one is needed"
+            f"{path}: format version {shown(str(version))}; expected {VERSION}; "
+            "use the npgait that made it"
         )
     size = path.stat().st_size
     head = _read_head(file, size)
     digest = head.digest()
-    if file.attrs["digest"] != digest:
+    if _text(file.attrs["digest"]) != digest:
         raise DataError(f"{path}: a damaged image store: its tables do not match their digest")
     images = file["images" if head.offsets is None else "encoded"]
     expected: tuple[int, ...] = (len(head.labels), *head.image_shape)
@@ -223,22 +189,20 @@ def _look_at(path: Path, file: Any) -> Store:
 
 def _read_head(file: Any, size: int) -> Head:
     """Return the head, having asked of each part whether it can be what it says."""
-    values = {key: file.attrs[key] for key in ATTRIBUTES}
+    values = {key: _text(file.attrs[key]) for key in ATTRIBUTES}
     labels = _table(file, "labels", np.int64, size)
     n = len(labels)
     classes = _table(file, "classes", np.bytes_, size)
-    shape = tuple(int(v) for v in values["image_shape"])
+    shape = _image_shape(values["image_shape"], values["store"])
     if not 0 < n <= MAX_IMAGES or not 0 < len(classes) <= MAX_CLASSES:
         raise ValueError(f"{n} images of {len(classes)} classes")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels in {labels.min()}..{labels.max()} for {len(classes)} classes")
-    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_IMAGE_BYTES or shape[2] not in (1, 3):
-        raise ValueError(f"images of shape {shape}")
-    if values["store"] not in STORES or not 0 < int(values["max_value"]) <= 255:
+    if values["store"] not in STORES or values["max_value"] not in range(1, 256):
         raise ValueError(f"store {values['store']!r}, largest value {values['max_value']}")
     head = Head(
         **{key: str(values[key]) for key in ("name", "split", "store", "made_by", "plan")},
-        image_shape=(shape[0], shape[1], shape[2]),
+        image_shape=shape,
         max_value=int(values["max_value"]),
         labels=labels,
         classes=tuple(text.decode() for text in classes.tolist()),
@@ -251,7 +215,32 @@ def _read_head(file: Any, size: int) -> Head:
     )
     if not (np.isfinite(head.mean).all() and np.isfinite(head.std).all() and (head.std > 0).all()):
         raise ValueError("mean or standard deviation is not finite and above 0")
+    if head.state.max() > SKIPPED or GOOD not in head.state:
+        states = np.unique(head.state).tolist()
+        raise ValueError(f"its images have states {states}; expected some {GOOD} (good), else {SKIPPED}")
     return head
+
+
+def _image_shape(got: Any, store: str) -> tuple[int, int, int]:
+    """Return the shape of an image, if there can be such images in that kind of store."""
+    shape = np.asarray(got)
+    if shape.shape != (3,) or shape.dtype.kind not in "iu":
+        raise ValueError(f"image_shape is {got}; expected three whole numbers")
+    height, width, channels = (int(v) for v in shape)
+    if min(height, width) < 1 or channels not in (1, 3) or height * width * channels > MAX_IMAGE_BYTES:
+        raise ValueError(f"images of shape {(height, width, channels)}")
+    # Of pixels, the file itself must hold as many; what files are decoded to, only this number says.
+    if store != "raw" and (height != width or channels != 3 or height > MAX_SIDE):
+        raise ValueError(
+            f"encoded images of shape {(height, width, channels)}; expected squares of up to {MAX_SIDE} "
+            "pixels, 3 channels"
+        )
+    return height, width, channels
+
+
+def _text(value: Any) -> Any:
+    """Return a text of fixed length, which h5py gives as bytes, as str; anything else as it is."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> Any:
@@ -268,21 +257,6 @@ def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> 
     if dataset.nbytes > size or (n is not None and len(dataset) != n):
         raise ValueError(f"{name} has {len(dataset)} entries of {dataset.dtype}")
     return dataset[()]
-
-
-def names_as_bytes(names: Any) -> NDArray[np.bytes_]:
-    """Return names as UTF-8 in an array of one width; what is not text is escaped."""
-    return np.array([name.encode("utf-8", "backslashreplace")[:MAX_NAME] for name in names])
-
-
-def statistics(
-    sums: list[int], squares: list[int], pixels: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation by channel from exact sums over `pixels`; sd 1 for 0."""
-    mean = [s / max(pixels, 1) for s in sums]
-    # In whole numbers until the end, so that no digits cancel.
-    variance = [(q * pixels - s * s) / max(pixels, 1) ** 2 for s, q in zip(sums, squares, strict=True)]
-    return np.array(mean), np.array([math.sqrt(v) if v > 0 else 1.0 for v in variance])
 
 
 def preadv_whole(descriptor: int, buffers: list[Any], offset: int) -> None:

@@ -126,11 +126,6 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def shown(text: object) -> str:
-    """Return a name, or the words of an error, as one printable line for a message."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence[str]) -> Any:
     """Return the labels of images whose classes are known by name.
 

@@ -7,6 +7,7 @@ of our own, so nothing can deadlock with fork or spawn.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ class Buffer:
 
     def __init__(self, size: int, image_shape: tuple[int, int, int]) -> None:
         self.images = np.empty((size, *image_shape), np.uint8)
-        rows: Any = self.images.reshape(size, -1)
+        rows: Any = self.images.reshape(size, math.prod(image_shape))
         self.rows = [memoryview(row) for row in rows]
 
 
@@ -88,14 +89,18 @@ def read_images(
     ------
     DataError
         If the file is gone, changed, cut short, or an encoded image is damaged.
+    IndexError
+        If a batch asks for an image that the store does not have.
     RuntimeError
         If a forked process goes on with its parent's generator: threads do not come along.
     """
+    if not batches:  # of an epoch that is taken up after its last batch
+        return
     threads = threads or min(8, cores())
     ahead = ahead or 1
     owner, n = os.getpid(), len(batches)
     kept = [] if buffers is None else buffers
-    spare = _take_buffers(kept, store, min(ahead, n) + 1, max((len(b) for b in batches), default=0))
+    spare = _take_buffers(kept, store, min(ahead, n) + 1, max(len(b) for b in batches))
     descriptor = open_images(store)
     read: Read = _read_raw(store) if store.head.offsets is None else _read_encoded(store)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="npgait-read")
@@ -104,7 +109,9 @@ def read_images(
     try:
         for _ in range(n):
             while submitted < n and spare:
-                out, batch = spare.pop(), batches[submitted]
+                batch = batches[submitted]
+                _check_numbers(store, batch)
+                out = spare.pop()
                 parts = [pool.submit(read, descriptor, batch, out, p, threads) for p in range(threads)]
                 waiting.append((parts, out, len(batch)))
                 submitted += 1
@@ -123,6 +130,16 @@ def read_images(
             pool.shutdown(wait=True, cancel_futures=True)
             os.close(descriptor)
             kept += spare
+
+
+def _check_numbers(store: Store, batch: NDArray[np.int64]) -> None:
+    """Refuse an image that is not in the store: its place would be that of other bytes of the file."""
+    for number in (int(batch.min()), int(batch.max())) if len(batch) else ():
+        if not 0 <= number < len(store):
+            raise IndexError(
+                f"{store.path}: image {number} was asked for; the store has {len(store)} images, "
+                f"0 to {len(store) - 1}"
+            )
 
 
 def _take_buffers(kept: list[Buffer], store: Store, n: int, size: int) -> list[Buffer]:

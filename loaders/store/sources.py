@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from npgait.files import shown
 from npgait.loaders import idx
 from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
 from npgait.loaders.store.found import Found, find_images, is_tar
-from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled, shown
+from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled
 from npgait.loaders.store.truth import KITS, find_truth, read_truth
 
 IN_MEMORY = {

@@ -18,9 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from npgait.files import read_text
+from npgait.files import read_text, shown
 from npgait.loaders.dataset import DataError
-from npgait.loaders.store.listing import shown
 
 NAMES = (
     "ILSVRC2012_validation_ground_truth.txt",

@@ -15,7 +15,7 @@ import zlib
 from typing import Any
 
 from npgait.loaders.store.decode import BadImageError, decode, moments, read_source
-from npgait.loaders.store.journal import Done, write_all
+from npgait.loaders.store.journal import Done, naming, write_all
 from npgait.loaders.store.layout import GOOD, SKIPPED
 
 MEMORY = 4 << 30  # bytes of addresses, beyond which an image is refused
@@ -46,7 +46,8 @@ def convert_image(where: tuple[str, int, int | None], settings: dict[str, Any]) 
 
 def _read(where: tuple[str, int, int | None], settings: dict[str, Any]) -> bytes:
     try:
-        return read_source(*where)
+        with naming(where[0]):
+            return read_source(*where)
     except OSError as error:
         if settings["skip_unreadable"]:
             raise BadImageError(f"cannot be read: {error.strerror}") from error
@@ -92,7 +93,8 @@ def _do(where: list[Any], offsets: list[int], settings: dict[str, Any]) -> tuple
                 one, data = convert_image(tuple(one_where), settings)
                 done.append(one.row())
                 if settings["store"] == "raw":
-                    write_all(part, data, offset)
+                    with naming(settings["part"]):
+                        write_all(part, data, offset)
                 else:
                     encoded.append(data)
         finally:

@@ -18,6 +18,7 @@ from npgait.loaders.store.worker import skipped
 PROGRAM = "from npgait.loaders.store.worker import main; main()"
 Where = tuple[str, int, int | None]
 SECONDS = 60.0  # for one image
+STARTS, FIRST_WAIT = 5, 0.2  # tries to start a process; seconds between the first, then twice as many
 TRIES = 3  # of an image alone: what ended its process may have come from outside
 
 
@@ -45,11 +46,13 @@ class Workers:
         self._threads = ThreadPoolExecutor(n, thread_name_prefix="npgait-convert")
         self._local = threading.local()
         self._processes: set[subprocess.Popen] = set()
+        self._ended = threading.Event()
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in list(self._processes):
             process.kill()
@@ -98,21 +101,40 @@ class Workers:
     def _process(self) -> subprocess.Popen:
         """Return the process of this thread, started if there is none."""
         process = getattr(self._local, "process", None)
-        if process is None:
-            settings = json.dumps(self.settings)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM, settings],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                process_group=0,  # Ctrl-C is for the parent
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            self._processes.add(process)
+        wait = FIRST_WAIT
+        for tries in range(STARTS, 0, -1):
+            if process is not None:
+                break
+            if self._ended.is_set():
+                raise WorkerError("the conversion has ended")
             try:
-                _line(process, SECONDS)  # that it is ready
-            except _WorkerLostError as error:
-                raise WorkerError(f"a process that decodes images did not start: {error}") from error
-            self._local.process = process
+                process = self._start()
+            except (_WorkerLostError, OSError) as error:  # no memory left, for a while or for ever
+                if tries == 1:
+                    raise WorkerError(
+                        f"a process that decodes images did not start: {error}; if the machine is short "
+                        "of memory, use fewer --workers; the same command goes on"
+                    ) from error
+                self._ended.wait(wait)
+                wait *= 2
+        assert process is not None
+        self._local.process = process
+        return process
+
+    def _start(self) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", PROGRAM, json.dumps(self.settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for the parent
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._processes.add(process)
+        try:
+            _line(process, SECONDS)  # that it is ready
+        except _WorkerLostError:
+            self._drop(process)
+            raise
         return process
 
     def _drop(self, process: subprocess.Popen) -> None:

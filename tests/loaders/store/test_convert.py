@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -108,6 +108,17 @@ def test_a_source_without_one_good_image_is_an_error(tmp_path):
     (tmp_path / "s/c/x.JPEG").write_bytes(b"no")
     with pytest.raises(DataError, match="not one of 1 images"):
         convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_images_that_have_been_mended_are_looked_at_again(tmp_path, rng):
+    (tmp_path / "s/c").mkdir(parents=True)
+    (tmp_path / "s/c/x.JPEG").write_bytes(b"no")
+    with pytest.raises(DataError, match="not one of 1 images"):
+        convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    (tmp_path / "s/c/x.JPEG").write_bytes(encoded(smooth(rng, 30, 30)))
+    outcome = convert_tree(tmp_path / "s", tmp_path / "x.h5")
+    assert (outcome.finished, outcome.skipped) == (True, 0)
 
 
 def test_arrays_are_kept_as_they_are_with_their_number_of_channels(tmp_path, rng):
@@ -130,6 +141,40 @@ def test_a_finished_store_is_left_alone_and_another_one_is_not_overwritten(tree,
     assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
     with pytest.raises(DataError, match="made of other images or with other settings"):
         convert_tree(tree, tmp_path / "x.h5", size=20)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "text", "hdf5"])
+def test_a_name_that_is_taken_by_something_else_is_said_to_be(kind, tree, tmp_path):
+    out = tmp_path / "x.h5"
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "text":
+        out.write_text("my notes")
+    else:
+        h5py.File(out, "w").close()
+    with pytest.raises(DataError, match=r"x\.h5 is taken by something that is no good image store \("):
+        convert_tree(tree, out)
+    assert sorted(os.listdir(tmp_path)) == ["source", "x.h5"]
+
+
+def test_a_place_that_cannot_be_written_is_said_by_the_name_that_was_given(tree, tmp_path):
+    for folder in ("/proc/self", "/proc/absent"):
+        with pytest.raises(OSError, match=rf"{folder}/x\.h5'") as caught:
+            convert_tree(tree, Path(folder) / "x.h5")
+        assert caught.value.filename == f"{folder}/x.h5"
+    (tmp_path / "text").write_text("")
+    with pytest.raises(DataError, match="text is no folder"):
+        convert_tree(tree, tmp_path / "text" / "x.h5")
+
+
+def test_the_report_has_one_line_an_image_whatever_its_name(tree, tmp_path):
+    name = os.fsdecode(b"a\nb\tc\x1b[31m\xff.JPEG")
+    (tree / "n00000001" / name).write_bytes(b"")
+    outcome = convert_tree(tree, tmp_path / "x.h5")
+    (line,) = outcome.report.read_text().splitlines()
+    assert line.split("\t")[1] == r"n00000001/a\nb\tc\x1b[31m\udcff.JPEG"
 
 
 def stopped_after(tree, out, tasks, **settings):
@@ -176,8 +221,8 @@ def test_two_conversions_to_one_file_do_not_run_at_once(tree, tmp_path):
 def test_images_that_never_reached_the_disk_are_made_again(damage, tmp_path, rng):
     tree = make_tree(tmp_path / "source", rng, images=20)
     stopped_after(tree, tmp_path / "x.h5", 4)
-    part = tmp_path / "x.h5.part"
-    data = bytearray(part.read_bytes())
+    file = tmp_path / "x.h5.part"
+    data = bytearray(file.read_bytes())
     start = open_store_start(tree, tmp_path)
     at = start + 20 * 24 * 24 * 3  # in the third stretch
     if damage == "tail":
@@ -186,7 +231,7 @@ def test_images_that_never_reached_the_disk_are_made_again(damage, tmp_path, rng
         data[at] ^= 1
     else:
         data[at : at + 5000] = bytes(5000)
-    part.write_bytes(data)
+    file.write_bytes(data)
     outcome = convert_tree(tree, tmp_path / "x.h5")
     assert outcome.finished
     assert outcome.redone == 2 * convert.TASK
@@ -208,95 +253,6 @@ def test_a_journal_whose_last_line_is_torn_is_believed_up_to_there(cut, tmp_path
     assert convert_tree(tree, tmp_path / "x.h5").finished
     convert_tree(tree, tmp_path / "y.h5")
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
-
-
-def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(tree, tmp_path, monkeypatch):
-    free = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(OSError, match=r"the disk has 0\.0 GB free"):
-        convert_tree(tree, tmp_path / "x.h5")
-    assert not (tmp_path / "x.h5.part").exists()
-    monkeypatch.undo()
-    assert convert_tree(tree, tmp_path / "x.h5").finished
-
-
-def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, rng, monkeypatch):
-    tree = make_tree(tmp_path / "source", rng, images=20)
-    room, write_all = [4], convert.write_all
-
-    def writing(descriptor, data, offset=None):
-        room[0] -= 1
-        if room[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_all(descriptor, data, offset)
-
-    monkeypatch.setattr(convert, "write_all", writing)
-    with pytest.raises(OSError, match="No space left"):
-        convert_tree(tree, tmp_path / "x.h5", store="jpeg")
-    monkeypatch.undo()
-    seen = []
-    (listing,) = find_listings("imagenet", tree)
-    prepare(
-        listing,
-        tmp_path / "x.h5",
-        Settings(24, "jpeg"),
-        progress=lambda done, skipped: seen.append(done),
-    )
-    assert seen[0] == 4 * convert.TASK
-    convert_tree(tree, tmp_path / "y.h5", store="jpeg")
-    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
-
-
-def test_a_source_that_cannot_be_read_stops_the_conversion_unless_told_to_skip(tree, tmp_path):
-    (listing,) = find_listings("imagenet", tree)
-    (tree / "n00000001" / "n00000001_3.JPEG").unlink()  # as if its disk had gone
-    with pytest.raises(OSError, match="No such file"):
-        prepare(listing, tmp_path / "x.h5", Settings(24))
-    outcome = prepare(listing, tmp_path / "x.h5", Settings(24, skip_unreadable=True))
-    assert outcome.skipped == 1
-    assert "cannot be read: No such file" in outcome.report.read_text()
-
-
-def test_an_image_that_takes_its_decoder_down_is_skipped_alone(tree, tmp_path, monkeypatch):
-    from npgait.loaders.store import workers
-
-    trap = (
-        "import os, npgait.loaders.store.worker as w\n"
-        "read = w.read_source\n"
-        "w.read_source = lambda p, *a: os.abort() if p.endswith('_4.JPEG') else read(p, *a)\n"
-        "w.main()"
-    )
-    monkeypatch.setattr(workers, "PROGRAM", trap)
-    outcome = convert_tree(tree, tmp_path / "x.h5")
-    assert outcome.skipped == 3
-    assert "the decoder crashed (signal 6)" in outcome.report.read_text()
-    assert not [d for _, found in verify(open_store(tmp_path / "x.h5")) for d in found]
-
-
-def test_an_image_that_takes_too_long_is_skipped_alone(tree, tmp_path, monkeypatch):
-    from npgait.loaders.store import workers
-
-    trap = (
-        "import time, npgait.loaders.store.worker as w\n"
-        "read = w.read_source\n"
-        "w.read_source = lambda p, *a: time.sleep(99) if p.endswith('1_4.JPEG') else read(p, *a)\n"
-        "w.main()"
-    )
-    monkeypatch.setattr(workers, "PROGRAM", trap)
-    monkeypatch.setattr(workers, "SECONDS", 2.0)
-    monkeypatch.setattr(workers, "TRIES", 1)
-    monkeypatch.setattr(convert, "TASK", 1)
-    outcome = convert_tree(tree, tmp_path / "x.h5")
-    assert outcome.skipped == 1
-    assert "took more than" in outcome.report.read_text()
-
-
-def test_workers_that_do_not_start_are_an_error_not_a_skip(tree, tmp_path, monkeypatch):
-    from npgait.loaders.store import workers
-
-    monkeypatch.setattr(workers, "PROGRAM", "raise SystemExit(3)")
-    with pytest.raises(workers.WorkerError, match=r"did not start: .*status 3"):
-        convert_tree(tree, tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,33 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert np.abs(pixels[..., 0].astype(int) - (x >> 8)).max() <= 1
 
 
+@pytest.mark.parametrize("most", [256, 1000, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+def test_greyscale_ppm_above_8_bits_is_scaled_by_its_largest_value(kind, most):
+    x = np.linspace(0, most, 32 * 32).reshape(32, 32).astype(np.uint16)
+    values = x.astype(">u2").tobytes() if kind == "P5" else b" ".join(b"%d" % v for v in x.flat)
+    pixels = np.asarray(decode(b"%s\n32 32\n%d\n" % (kind.encode(), most) + values, 32)).astype(int)
+    assert np.abs(pixels - (x * (255 / most))[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32"])
+def test_grey_of_no_known_range_is_reported(kind):
+    x = np.linspace(0, 100_000, 32 * 32).reshape(32, 32).astype(kind)
+    with pytest.raises(BadImageError, match=r"32-bit grey .* has no known range"):
+        decode(encoded(x, "TIFF"), 32)
+
+
+def test_grey_of_no_known_range_is_skipped_not_stored_as_white(tree, tmp_path):
+    from npgait.loaders.store import Settings, find_listings, prepare
+
+    x = np.linspace(0, 1, 32 * 32).reshape(32, 32).astype(np.float32)
+    (tree / "n00000000" / "float.tif").write_bytes(encoded(x, "TIFF"))
+    (listing,) = find_listings("imagenet", tree)
+    outcome = prepare(listing, tmp_path / "x.h5", Settings(24))
+    assert outcome.skipped == 1
+    assert "float.tif\t32-bit grey (mode F) has no known range" in outcome.report.read_text()
+
+
 def test_the_short_side_is_resized_and_the_centre_cropped(rng):
     x = np.zeros((40, 120, 3), np.uint8)
     x[:, 40:80] = 255  # the centre square
@@ -76,8 +103,26 @@ def test_detail_that_the_jpeg_decoder_skips_cannot_be_seen(shared_data):
         with Image.open(path) as image:
             whole = ImageOps.fit(image.convert("RGB"), (48, 48), Image.Resampling.BICUBIC)
         got = np.asarray(decode(path.read_bytes(), 48), np.float64)
-        noise = ((got - np.asarray(whole, np.float64)) ** 2).mean()
-        assert 10 * np.log10(255**2 / max(noise, 1e-9)) > 33  # dB; the median is 42
+        assert decibels(got, whole) > 45  # the median is 53
+
+
+def decibels(got, expected) -> float:
+    """How far below white the difference is."""
+    difference = np.asarray(got, np.float64) - np.asarray(expected, np.float64)
+    return 10 * np.log10(255**2 / max((difference**2).mean(), 1e-9))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(577, 577), (576, 577), (577, 900), (583, 580), (289, 289)]
+)
+def test_an_image_just_above_a_scale_of_the_jpeg_decoder_is_not_stretched(height, width, rng):
+    from PIL import ImageOps
+
+    image = Image.fromarray(smooth(rng, height, width))
+    data = encoded(image, quality=95)
+    with Image.open(io.BytesIO(data)) as whole:
+        expected = ImageOps.fit(whole, (24, 24), Image.Resampling.BICUBIC)
+    assert decibels(decode(data, 24), expected) > 45
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 200, -300])

@@ -112,6 +112,24 @@ def test_an_epoch_taken_up_at_any_batch_gives_the_batches_it_would_have_given(st
             np.testing.assert_array_equal(labels, labels_whole)
 
 
+def test_an_epoch_taken_up_after_its_last_batch_is_over_at_once(store):
+    n = len(epoch(data_of(store), 3))
+    fresh = data_of(store)  # as in a process that has just been started: no buffers are kept yet
+    assert epoch(fresh, 3, n) == []
+    assert len(epoch(fresh, 4)) == n
+
+
+@pytest.mark.parametrize("number", [-1, N, 10**12])
+def test_an_image_that_the_store_does_not_have_is_refused(number, store):
+    with pytest.raises(IndexError, match=rf"image {number} was asked for; the store has {N} images"):
+        list(read_images(store, [np.arange(3), np.array([1, number, 2])]))
+
+
+def test_a_batch_of_no_images_is_empty(store):
+    assert [len(x) for x in read_images(store, [np.arange(2), np.arange(0)])] == [2, 0]
+    assert [len(x) for x in read_images(store, [np.arange(0)])] == [0]
+
+
 def test_two_seeds_give_two_orders_and_evaluation_none(store, pixels):
     data = data_of(store, augmentation="crop")
     assert any((a[1] != b[1]).any() for a, b in zip(epoch(data, 1), epoch(data, 2), strict=True))

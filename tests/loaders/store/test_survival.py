@@ -1,24 +1,22 @@
-"""What may happen to a conversion and to its files: kills, damaged sources, damaged stores."""
+"""What may happen to a conversion: kills, a full disk, damaged sources."""
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 import zlib
 
-import h5py
-import numpy as np
 import pytest
 
 from npgait.loaders import DataError
 from npgait.loaders.store import Settings, convert, find_listings, open_store, prepare
 from npgait.loaders.store.inspect import verify
-from npgait.loaders.store.reader import read_images
 from tests.loaders.store.conftest import encoded, make_tree, smooth
 from tests.loaders.store.test_decode import png_of
 
@@ -90,6 +88,39 @@ def test_a_conversion_killed_200_times_ends_with_the_same_file(store, tmp_path, 
     assert no_worker_is_left()
 
 
+def limited_to(size):
+    """Have the system refuse to write beyond `size` bytes of a file, as a full disk does."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("store", "size"),
+    [("raw", 100), ("raw", 4096), ("raw", 50_000), ("jpeg", 1000), ("jpeg", 14_000), ("jpeg", 20_000)],
+)
+def test_a_full_disk_is_one_line_and_loses_nothing(store, size, tree, tmp_path):
+    command = [*COMMAND, "--store", store, str(tree), str(tmp_path / "x.h5")]
+    full = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=limited_to(size), check=False
+    )
+    assert full.returncode == 1
+    assert re.fullmatch(r"Error: \S*x\.h5\S*: File too large\n", full.stderr)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"source", "x.h5.part", "x.h5.journal"}
+    subprocess.run(command, check=True)
+    subprocess.run([*command[:-1], str(tmp_path / "y.h5")], check=True)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
+def test_what_a_killed_start_left_beside_is_removed(tree, tmp_path):
+    stale, others = tmp_path / ".x.h5.skipped.txt.4711.tmp", tmp_path / ".x.h5.txt.4711.tmp"
+    for path in (stale, others):
+        path.write_text("half a")
+    (listing,) = find_listings("imagenet", tree)
+    assert prepare(listing, tmp_path / "x.h5", Settings(24)).finished
+    assert not stale.exists()
+    assert others.exists()
+
+
 def damaged(data: bytes, chance: random.Random) -> bytes:
     """The bytes of an image, damaged in one of the ways that disks, networks and people have."""
     way = chance.randrange(6)
@@ -147,132 +178,6 @@ def test_an_archive_with_damaged_images_is_converted_and_a_damaged_archive_is_on
         with pytest.raises(DataError) as caught:
             find_listings("imagenet", tmp_path / "cut.tar")
         assert "\n" not in str(caught.value)
-
-
-# --- damaged and foreign stores -------------------------------------------------------------------
-
-
-@pytest.fixture
-def made(tree, tmp_path):
-    (listing,) = find_listings("imagenet", tree)
-    prepare(listing, tmp_path / "x.h5", Settings(24))
-    return tmp_path / "x.h5"
-
-
-def test_every_damaged_image_is_found_and_named(made):
-    store = open_store(made)
-    with made.open("r+b") as file:
-        for i in (3, 20):
-            file.seek(store.place(i)[0] + 100)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 16]))
-    found = [damage for _, some in verify(open_store(made)) for damage in some]
-    assert [damage.number for damage in found] == [3, 20]
-    assert found[0].source == store.head.sources[3].decode()
-
-
-OPEN_ALL = """
-import sys, warnings
-from pathlib import Path
-from npgait.loaders import DataError
-from npgait.loaders.store import open_store
-from npgait.loaders.store.inspect import verify
-for name in sys.argv[1:]:
-    try:
-        store = open_store(Path(name))
-        print("opened", store.digest, sum(len(found) for _, found in verify(store)))
-    except DataError as error:
-        assert "\\n" not in str(error), error
-        print("refused")
-"""
-
-
-def test_a_damaged_store_is_refused_or_says_the_same_as_before(made, tmp_path):
-    store, chance = open_store(made), random.Random(5)
-    names = []
-    whole = made.read_bytes()
-    for k in range(300):
-        data = bytearray(whole)
-        if k % 3 == 0:
-            del data[chance.randrange(len(data)) :]
-        elif k % 3 == 1:  # in the tables
-            for _ in range(chance.randrange(1, 5)):
-                data[chance.randrange(store.start)] ^= 1 << chance.randrange(8)
-        else:
-            first = chance.randrange(store.start)
-            data[first : first + 30] = chance.randbytes(30)
-        names.append(str(tmp_path / f"d{k}.h5"))
-        (tmp_path / f"d{k}.h5").write_bytes(data)
-    answers = subprocess.run(
-        [sys.executable, "-c", OPEN_ALL, *names], capture_output=True, text=True, timeout=120, check=True
-    ).stdout.split("\n")[:-1]
-    assert len(answers) == 300
-    # Where it opens, the damage hit bytes that mean nothing, or those of an image: then they are found.
-    opened = [answer.split() for answer in answers if answer != "refused"]
-    assert all(digest == store.digest for _, digest, _ in opened)
-    assert len(opened) < 150
-
-
-def foreign(path, **changes):
-    with h5py.File(path, "w") as file:
-        for key, value in changes.items():
-            if isinstance(value, str | int):
-                file.attrs[key] = value
-            else:
-                file[key] = value
-
-
-@pytest.mark.parametrize("kind", ["absent", "text", "foreign", "checkpoint", "later", "folder"])
-def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
-    path = tmp_path / "f.h5"
-    if kind == "text":
-        path.write_text("hello")
-    elif kind == "foreign":
-        foreign(path, images=np.zeros((2, 3, 3, 3), np.uint8), labels=np.zeros(2))
-    elif kind == "checkpoint":
-        foreign(path, format="npgait checkpoint", version=1)
-    elif kind == "later":
-        foreign(path, format="npgait image store", version=99)
-    elif kind == "folder":
-        path.mkdir()
-    with pytest.raises(DataError) as caught:
-        open_store(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels"])
-def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(hostile, made, tmp_path):
-    shutil.copy(made, tmp_path / "h.h5")
-    with h5py.File(tmp_path / "h.h5", "r+") as file:
-        if hostile == "huge":
-            del file["labels"]
-            file.create_dataset("labels", (1 << 40,), np.int64, chunks=(1 << 20,))
-        elif hostile == "compressed":
-            del file["sources"]
-            file.create_dataset("sources", data=np.zeros(1 << 24, "S64"), compression="gzip")
-        elif hostile == "external":
-            del file["images"]
-            file.create_dataset(
-                "images", (21, 24, 24, 3), np.uint8, external=[("/etc/passwd", 0, 21 * 24 * 24 * 3)]
-            )
-        elif hostile == "virtual":
-            del file["labels"]
-            layout = h5py.VirtualLayout((21,), np.int64)
-            file.create_virtual_dataset("labels", layout)
-        else:
-            file["labels"][0] = 10**9
-    with pytest.raises(DataError, match="damaged image store"):
-        open_store(tmp_path / "h.h5")
-
-
-def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
-    store = open_store(made)
-    with made.open("r+b") as file:
-        file.truncate(store.place(10)[0])
-    with pytest.raises(DataError, match="cut short"):
-        list(read_images(store, [np.arange(21)]))
 
 
 def test_the_journal_of_another_program_is_begun_anew(tree, tmp_path):

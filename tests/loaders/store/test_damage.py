@@ -1,0 +1,235 @@
+"""Damaged, foreign and hostile stores: refused in one line, without a hang, a crash or much memory."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from npgait.loaders import DataError
+from npgait.loaders.store import Settings, find_listings, heap, open_store, prepare
+from npgait.loaders.store.inspect import verify
+from npgait.loaders.store.reader import read_images
+
+
+@pytest.fixture
+def made(tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24))
+    return tmp_path / "x.h5"
+
+
+def test_every_damaged_image_is_found_and_named(made):
+    store = open_store(made)
+    with made.open("r+b") as file:
+        for i in (3, 20):
+            file.seek(store.place(i)[0] + 100)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 16]))
+    found = [damage for _, some in verify(open_store(made)) for damage in some]
+    assert [damage.number for damage in found] == [3, 20]
+    assert found[0].source == store.head.sources[3].decode()
+
+
+OPEN_ALL = """
+import sys, warnings
+from pathlib import Path
+from npgait.loaders import DataError
+from npgait.loaders.store import open_store
+from npgait.loaders.store.inspect import verify
+for name in sys.argv[1:]:
+    try:
+        store = open_store(Path(name))
+        print("opened", store.digest, sum(len(found) for _, found in verify(store)))
+    except DataError as error:
+        assert "\\n" not in str(error), error
+        print("refused")
+"""
+
+
+def test_a_damaged_store_is_refused_or_says_the_same_as_before(made, tmp_path):
+    store, chance = open_store(made), random.Random(5)
+    names = []
+    whole = made.read_bytes()
+    for k in range(300):
+        data = bytearray(whole)
+        if k % 3 == 0:
+            del data[chance.randrange(len(data)) :]
+        elif k % 3 == 1:  # in the tables
+            for _ in range(chance.randrange(1, 5)):
+                data[chance.randrange(store.start)] ^= 1 << chance.randrange(8)
+        else:
+            first = chance.randrange(store.start)
+            data[first : first + 30] = chance.randbytes(30)
+        names.append(str(tmp_path / f"d{k}.h5"))
+        (tmp_path / f"d{k}.h5").write_bytes(data)
+    answers = subprocess.run(
+        [sys.executable, "-c", OPEN_ALL, *names], capture_output=True, text=True, timeout=120, check=True
+    ).stdout.split("\n")[:-1]
+    assert len(answers) == 300
+    # Where it opens, the damage hit bytes that mean nothing, or those of an image: then they are found.
+    opened = [answer.split() for answer in answers if answer != "refused"]
+    assert all(digest == store.digest for _, digest, _ in opened)
+    assert len(opened) < 150
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_no_byte_of_the_tables_can_make_a_store_hang_or_crash(store, tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24, store))
+    whole, chance = (tmp_path / "x.h5").read_bytes(), random.Random(6)
+    names = []
+    for k in range(0, open_store(tmp_path / "x.h5").start, 7):
+        data = bytearray(whole)
+        data[k + chance.randrange(7)] ^= chance.randrange(1, 256)
+        names.append(str(tmp_path / f"d{k}.h5"))
+        (tmp_path / f"d{k}.h5").write_bytes(data)
+    answers = subprocess.run(
+        [sys.executable, "-c", OPEN_ALL, *names],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert answers.returncode == 0, answers.stderr
+    assert len(answers.stdout.splitlines()) == len(names)
+
+
+def in_a_heap(path) -> bytes:
+    """Write the texts of a store as the first npgait did: of variable length, in HDF5's heap."""
+    with h5py.File(path, "r+") as file:
+        for key, value in list(file.attrs.items()):
+            if isinstance(value, bytes):
+                file.attrs[key] = value.decode()
+        assert isinstance(file.attrs["format"], str)
+    return path.read_bytes()
+
+
+def test_a_store_whose_texts_lie_in_a_heap_is_read_as_ever(made):
+    before = open_store(made)
+    assert in_a_heap(made).count(b"GCOL") == 1
+    after = open_store(made)
+    assert (after.head.made_by, after.digest) == (before.head.made_by, before.digest)
+
+
+def test_a_damaged_heap_is_an_error_not_a_hang(made, monkeypatch):
+    monkeypatch.setattr(heap, "SECONDS", 3.0)
+    data = bytearray(in_a_heap(made))
+    at = data.index(b"GCOL") + 16  # of its first object: number, references, 4 bytes, size
+    data[at + 8 : at + 16] = (2**64 - 16).to_bytes(8, "little")
+    made.write_bytes(data)
+    with pytest.raises(DataError, match="a damaged image store"):
+        open_store(made)
+
+
+def test_new_stores_hold_no_heap_and_plain_h5py_gives_their_texts_as_bytes(made):
+    assert b"GCOL" not in made.read_bytes()
+    with h5py.File(made) as file:
+        assert file.attrs["format"] == b"npgait image store"
+        assert file.attrs["store"].decode() == "raw"
+
+
+def foreign(path, **changes):
+    with h5py.File(path, "w") as file:
+        for key, value in changes.items():
+            if isinstance(value, str | int):
+                file.attrs[key] = value
+            else:
+                file[key] = value
+
+
+@pytest.mark.parametrize("kind", ["absent", "text", "foreign", "checkpoint", "later", "folder"])
+def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
+    path = tmp_path / "f.h5"
+    if kind == "text":
+        path.write_text("hello")
+    elif kind == "foreign":
+        foreign(path, images=np.zeros((2, 3, 3, 3), np.uint8), labels=np.zeros(2))
+    elif kind == "checkpoint":
+        foreign(path, format="npgait checkpoint", version=1)
+    elif kind == "later":
+        foreign(path, format="npgait image store", version=99)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(DataError) as caught:
+        open_store(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels"])
+def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(hostile, made, tmp_path):
+    shutil.copy(made, tmp_path / "h.h5")
+    with h5py.File(tmp_path / "h.h5", "r+") as file:
+        if hostile == "huge":
+            del file["labels"]
+            file.create_dataset("labels", (1 << 40,), np.int64, chunks=(1 << 20,))
+        elif hostile == "compressed":
+            del file["sources"]
+            file.create_dataset("sources", data=np.zeros(1 << 24, "S64"), compression="gzip")
+        elif hostile == "external":
+            del file["images"]
+            file.create_dataset(
+                "images", (21, 24, 24, 3), np.uint8, external=[("/etc/passwd", 0, 21 * 24 * 24 * 3)]
+            )
+        elif hostile == "virtual":
+            del file["labels"]
+            layout = h5py.VirtualLayout((21,), np.int64)
+            file.create_virtual_dataset("labels", layout)
+        else:
+            file["labels"][0] = 10**9
+    with pytest.raises(DataError, match="damaged image store"):
+        open_store(tmp_path / "h.h5")
+
+
+def crafted(path, *, attributes=None, **arrays):
+    """Change a store and write the digest that fits."""
+    head = open_store(path).head
+    with h5py.File(path, "r+") as file:
+        for key, value in (attributes or {}).items():
+            file.attrs[key] = value
+        for key, value in arrays.items():
+            file[key][()] = value
+    changes = {key: value for key, value in (attributes or {}).items() if hasattr(head, key)}
+    arrays = {key: np.full_like(getattr(head, key), value) for key, value in arrays.items()}
+    with h5py.File(path, "r+") as file:
+        file.attrs["digest"] = np.bytes_(replace(head, **changes, **arrays).digest())
+
+
+@pytest.mark.parametrize(
+    ("store", "change", "says"),
+    [
+        ("raw", {"state": 1}, r"states \[1\]"),
+        ("raw", {"state": 7}, r"states \[7\]"),
+        ("raw", {"attributes": {"version": -5}}, "format version -5; expected 1"),
+        ("raw", {"attributes": {"version": 1.5}}, "format version 1.5"),
+        ("raw", {"attributes": {"image_shape": (24.5, 24, 3)}}, "three whole numbers"),
+        ("raw", {"attributes": {"image_shape": (24, 24)}}, "three whole numbers"),
+        ("raw", {"attributes": {"max_value": 300}}, "largest value 300"),
+        ("jpeg", {"attributes": {"image_shape": (16, 20, 3)}}, "expected squares of up to 4096"),
+        ("jpeg", {"attributes": {"image_shape": (16000, 16000, 3)}}, "expected squares of up to 4096"),
+        ("jpeg", {"attributes": {"image_shape": (24, 24, 1)}}, "expected squares of up to 4096"),
+    ],
+)
+def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24, store))
+    crafted(tmp_path / "x.h5", **change)
+    with pytest.raises(DataError, match=says) as caught:
+        open_store(tmp_path / "x.h5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
+    store = open_store(made)
+    with made.open("r+b") as file:
+        file.truncate(store.place(10)[0])
+    with pytest.raises(DataError, match="cut short"):
+        list(read_images(store, [np.arange(21)]))
