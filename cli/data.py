@@ -149,6 +149,7 @@ def _report(outcome: Outcome) -> None:
     size = outcome.path.stat().st_size
     click.echo(
         f"{outcome.path}: {outcome.images} images, {outcome.skipped} skipped, {size / 1e6:.1f} MB"
+        + ("; it was there, and is left as it is" if outcome.before else "")
     )
     if outcome.report is not None:
         click.echo(f"skipped images are listed in {outcome.report}")

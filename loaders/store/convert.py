@@ -133,7 +133,12 @@ def _made_before(job: Job) -> Outcome:
     report = job.report_path
     skipped = int((head.state == SKIPPED).sum())
     return Outcome(
-        job.out, len(head.labels), len(head.labels), skipped, report=report if skipped else None
+        job.out,
+        len(head.labels),
+        len(head.labels),
+        skipped,
+        before=True,
+        report=report if skipped else None,
     )
 
 
@@ -146,6 +151,8 @@ def _journal_of(job: Job) -> Iterator[None]:
     around = frame(first_head(job), job.room)
     job.start, job.behind = len(around.before), len(around.behind)
     header = {"format": "npgait journal", "version": 1, "plan": job.plan, "start": job.start}
+    if isinstance(job.listing, Listing):
+        header["files"] = job.listing.state()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         job.journal = open_journal(path, header)

@@ -63,6 +63,7 @@ class Outcome:
     redone: int = 0  # done before, and lost with a kill or a crash of the machine
     finished: bool = True
     report: Path | None = None
+    before: bool = False  # made by an earlier start; the images were not looked at again
 
 
 @dataclass

@@ -74,8 +74,12 @@ class Listing:
         )
 
     def digest(self) -> str:
-        """Return the SHA-256 of names, labels, places, stamps: a conversion goes on with its images."""
-        return _digest(self.names, self.labels, self.classes, self.stretches, self.stamps)
+        """Return the SHA-256 of names, labels and places: equal for equal sources, wherever they lie."""
+        return _digest(self.names, self.labels, self.classes, self.stretches)
+
+    def state(self) -> str:
+        """Return the SHA-256 of sizes and times of files: a conversion goes on with those it began."""
+        return "" if self.stamps is None else _digest([], self.stamps, [])
 
 
 @dataclass(frozen=True)

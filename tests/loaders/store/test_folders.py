@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -234,6 +235,21 @@ def test_a_conversion_does_not_go_on_with_files_that_changed(change, tree, tmp_p
     path.write_bytes(path.read_bytes()[: about.st_size])
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert prepare(*find_listings("imagenet", tree), out, Settings(24)).finished
+
+
+def test_a_copy_of_a_source_gives_the_same_store_whenever_it_was_made(tree, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tree, copy, copy_function=shutil.copyfile)
+    for source, out in ((tree, "x.h5"), (copy, "y.h5")):
+        prepare(*find_listings("imagenet", source), tmp_path / out, Settings(24))
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
+def test_a_store_that_was_there_is_said_to_be(tree, tmp_path):
+    assert "it was there" not in make("imagenet", tree, tmp_path / "x.h5", "--size", "24")
+    assert "it was there, and is left as it is" in make(
+        "imagenet", tree, tmp_path / "x.h5", "--size", "24"
+    )
 
 
 def test_a_size_for_images_that_keep_theirs_is_refused(tmp_path):
