@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -81,9 +82,10 @@ def execute(
                 _train(session, *data, folder, digest, stop, quiet, graphs)
             if stop():
                 break
-    if plots and any(read_metrics(folder / e.name) for e in experiments):
+    rows = {e.name: read_metrics(folder / e.name) for e in experiments}
+    if plots and any(rows.values()):
         draw_run(folder, folder / PLOTS)
-    click.echo(summary(folder, experiments))
+    click.echo(summary(rows))
     click.echo(f"run folder: {folder}")
     if stop():
         click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
@@ -172,17 +174,16 @@ def _train(
             epochs.show(event)
 
 
-def summary(folder: Path, experiments: Sequence[Experiment]) -> str:
+def summary(experiments: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Return the table of a run: accuracy, loss, final angle to BP, time, one line an experiment."""
     header = ["experiment", "epochs", "train top-1", "test top-1", "test loss", "angle to BP", "time"]
     lines = []
-    for experiment in experiments:
-        rows = read_metrics(folder / experiment.name)
+    for name, rows in experiments.items():
         epochs = [row for row in rows if row["kind"] == "epoch"]
         last = epochs[-1] if epochs else {}
         lines.append(
             [
-                experiment.name,
+                name,
                 str(last.get("epoch", 0)),
                 cell(last.get("train_top1"), "{:.2%}"),
                 cell(last.get("test_top1"), "{:.2%}"),

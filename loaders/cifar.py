@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import read_bytes
 from npgait.loaders.dataset import DataError, Dataset, find_folder, missing
 from npgait.loaders.plain_pickle import read_plain_pickle
 
@@ -112,13 +113,11 @@ def _find(
 
 def _read_file(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        return read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise DataError(f"{path}: over {MAX_FILE_BYTES} bytes; not a file of CIFAR")
-    return raw
+    except ValueError as error:
+        raise DataError(f"{path}: over {MAX_FILE_BYTES} bytes; not a file of CIFAR") from error
 
 
 class _Bounded:

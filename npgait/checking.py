@@ -73,7 +73,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     list of Finding
         In words, what is fine and what is not.
     """
-    network, e = session.network, session.experiment
+    network, e, solver = session.network, session.experiment, session.recipe.rule.solver
     records = network.forward(x)
     loss, error = session.recipe.loss(records[-1].y, labels)
     findings = [_finite(loss)]
@@ -83,7 +83,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     absolute: list[Any] = [None] * len(network.layers)
     if e.rule in INVERTING:
         try:
-            options: dict[str, Any] = {"normalised": e.normalised, "solver": _as_trained(session)}
+            options: dict[str, Any] = {"normalised": e.normalised, "solver": solver.fresh()}
             if e.rule == "gait":
                 options["gamma"] = e.gamma
             gait_updates = bind("gait", **options)(network.layers, records, error)
@@ -95,7 +95,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     layers = [
         LayerCheck(
             name=layer.name,
-            inverse_error=_inverse_error(layer, session) if e.rule in INVERTING and l else None,
+            inverse_error=_inverse_error(layer, solver) if e.rule in INVERTING and l else None,
             gait_to_bp=_angle(gait_updates[l], bp_updates[l]),
             absolute_to_difference=_angle(absolute[l], gait_updates[l]),
             distance=_distance(layer, e.regulariser) if layer.has_inverse else None,
@@ -150,20 +150,14 @@ def _in_float64(network: Network) -> Network:
     return Network(layers)
 
 
-def _as_trained(session: Session, reports: list[SolveReport] | None = None) -> InverseSolver:
-    """Return the solver that the session's rule trains with, with no plans of its own."""
-    solver = session.recipe.rule.solver
-    return InverseSolver(solver.tolerance, solver.method, reports)
-
-
-def _inverse_error(layer: Layer, session: Session) -> float | None:
+def _inverse_error(layer: Layer, solver: InverseSolver) -> float | None:
     if not layer.has_inverse:
         return None
     xp = array_module(layer.W)
     d = xp.asarray(np.random.default_rng(0).standard_normal((8, layer.used)), dtype=layer.W.dtype)
     reports: list[SolveReport] = []
     try:
-        _as_trained(session, reports)(d, layer.W, name=layer.name)
+        solver.fresh(reports)(d, layer.W, name=layer.name)
     except SingularWeightsError:
         return float("inf")
     return reports[0].residual

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npgait.config import KEYS, ConfigError, Experiment, make_experiment, nearest
+from npgait.files import read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong file may
 
@@ -69,13 +70,11 @@ def _parse(path: Path, text: str | None) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        return read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file")
-    return raw
+    except ValueError as error:
+        raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def locked(path: Path) -> Iterator[bool]:
     """
     with path.open("rb") as file:
         try:
-            _lock(file)
+            lock(file.fileno())
             free = True
         except BlockingIOError:
             free = False
@@ -64,16 +63,25 @@ def locked(path: Path) -> Iterator[bool]:
         yield free
 
 
-def _lock(file: BinaryIO) -> None:
+def lock(descriptor: int) -> None:
+    """Lock an open file until it is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock (PermissionError on Windows).
+    """
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 30)  # a byte beyond the end, which nobody reads
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        stood = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # a byte beyond the end, which nobody reads
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, stood, os.SEEK_SET)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -86,11 +94,24 @@ def read_text(path: Path, limit: int) -> str:
     OSError
         If it cannot be read.
     """
+    return read_bytes(path, limit).decode("utf-8", errors="replace")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file of up to `limit`, whatever its size is said to be.
+
+    Raises
+    ------
+    ValueError
+        If the file is larger.
+    OSError
+        If it cannot be read.
+    """
     with path.open("rb") as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise ValueError(f"{path} is over {limit} bytes; not a file of npgait's")
-    return raw.decode("utf-8", errors="replace")
+    return raw
 
 
 def printable(text: str) -> str:

@@ -135,6 +135,10 @@ class InverseSolver:
             note(self.plans, product, method, terms)
         return z
 
+    def fresh(self, reports: list[SolveReport] | None = None) -> InverseSolver:
+        """Return a solver that makes products as this one does, with plans and reports of its own."""
+        return InverseSolver(self.tolerance, self.method, reports)
+
     def _tolerance(self, W: Array) -> float:
         """Return the relative error allowed in z, none that products of this precision cannot reach."""
         precision = precision_of(W)

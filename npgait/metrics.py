@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgait.backend import Array, array_module, to_host
-from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
 from npgait.orthogonality import gram, residual, spectral_norm
 from npgait.rules import Rule, bp
@@ -142,7 +141,7 @@ def _nudges(
     if rule.inverting_walk is None:
         return {}
     reports: list = []
-    solver = InverseSolver(rule.solver.tolerance, rule.solver.method, reports)
+    solver = rule.solver.fresh(reports)
     noted: dict[int, dict] = {}
     above: Array | float = 1.0
 

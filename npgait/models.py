@@ -100,7 +100,7 @@ def tower(
         raise ValueError("widths is empty; expected the size of one hidden layer or more")
     _check_sizes(n_in=n_in, n_classes=n_classes)
     for width in widths:
-        _check_sizes(width=width)
+        whole("width", width)
     if any(above > below for below, above in pairwise(sizes)):
         raise ValueError(f"a tower of sizes {sizes} grows; each layer uses units of the one below")
     used = [*sizes[1:], n_classes]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, Device, memory_taken, synchronise
-from npgait.inverse import InverseSolver, SolveReport
+from npgait.inverse import SolveReport
 from npgait.network import Layer, Network
 from npgait.orthogonality import gram
 from npgait.parallel import in_threads, slices
@@ -168,7 +168,7 @@ def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int,
     if rule.inverting_walk is None or rule.auxiliary:
         return {}
     reports: list[SolveReport] = []
-    solver = InverseSolver(rule.solver.tolerance, rule.solver.method, reports)
+    solver = rule.solver.fresh(reports)
     coupled = recipe.ortho_strength > 0 and recipe.ortho_every == 1 and not recipe.decoupled
     grams = [gram(layer.W) if coupled and layer.has_inverse else None for layer in network.layers]
     records = network.forward(batch[0])

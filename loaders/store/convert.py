@@ -128,8 +128,8 @@ def _made_before(job: Job) -> Outcome:
             f"{job.out} is there, made of other images or with other settings; choose another name, or "
             "remove it first"
         )
-    for name in (".journal", ".part"):
-        job.out.with_name(job.out.name + name).unlink(missing_ok=True)
+    for left in (job.journal_path, job.part):
+        left.unlink(missing_ok=True)
     report = job.report_path
     skipped = int((head.state == SKIPPED).sum())
     return Outcome(

@@ -82,17 +82,17 @@ class Job:
     @property
     def part(self) -> Path:
         """The store in the making."""
-        return self.out.with_name(self.out.name + ".part")
+        return self.out.with_name(self.out.name + layout.PART)
 
     @property
     def journal_path(self) -> Path:
         """Says which images are done."""
-        return self.out.with_name(self.out.name + ".journal")
+        return self.out.with_name(self.out.name + layout.JOURNAL)
 
     @property
     def report_path(self) -> Path:
         """Lists what was skipped."""
-        return self.out.with_name(self.out.name + ".skipped.txt")
+        return self.out.with_name(self.out.name + layout.REPORT)
 
     @property
     def raw(self) -> bool:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npgait.files import lock
+
 MAX_LINE = 1 << 22
 
 
@@ -143,7 +145,10 @@ def open_journal(path: Path, header: dict[str, Any]) -> Journal:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         with naming(path):
-            _lock(descriptor)
+            try:
+                lock(descriptor)
+            except BlockingIOError as error:
+                raise BusyError from error
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise BusyError  # the one who had the lock has just finished, and removed it
         journal = Journal(descriptor, path)
@@ -174,15 +179,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     entry = json.loads(text)
     return entry if isinstance(entry, dict) else None
-
-
-def _lock(descriptor: int) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BusyError from error
 
 
 @contextlib.contextmanager

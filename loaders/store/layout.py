@@ -26,6 +26,7 @@ STORES = ("raw", "jpeg", "original")
 MAX_IMAGES, MAX_NAME, MAX_CLASSES = 1 << 28, 4096, 1 << 24
 MAX_IMAGE_BYTES = 1 << 30
 MAX_SIDE = 4096  # of images that are resized
+PART, JOURNAL, REPORT = ".part", ".journal", ".skipped.txt"  # endings of what lies beside a store
 ATTRIBUTES = ("name", "split", "store", "image_shape", "max_value", "made_by", "plan")
 
 

@@ -114,14 +114,13 @@ class ArrayListing:
         return _digest(self.names, self.labels, self.classes, self.images)
 
 
-def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], *arrays: Any) -> str:
+def _digest(names: Sequence[str], labels: Any, classes: Sequence[str], array: Any = None) -> str:
     sha = hashlib.sha256()
     for text in (*classes, "", *names):
         sha.update(text.encode("utf-8", "backslashreplace") + b"\0")
     sha.update(np.ascontiguousarray(labels).data)
-    for array in arrays:
-        if array is not None:
-            sha.update(np.ascontiguousarray(array).data)
+    if array is not None:
+        sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
 
 

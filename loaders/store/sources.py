@@ -24,6 +24,7 @@ from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
 from npgait.loaders.store.found import Found, find_images, is_tar
+from npgait.loaders.store.layout import JOURNAL, PART, REPORT
 from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled
 from npgait.loaders.store.truth import KITS, find_truth, read_truth
 
@@ -40,7 +41,7 @@ PUBLISHED = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar
 OWN = {"train": ("train",), "val": ("val", "validation", "valid")}
 SPLITS = frozenset((*OWN["train"], *OWN["val"], "test"))
 KAGGLE = "ILSVRC/Data/CLS-LOC"
-COMPANIONS = ("", ".part", ".journal", ".skipped.txt")  # of a store, while it is made and after
+COMPANIONS = ("", PART, JOURNAL, REPORT)  # of a store, while it is made and after
 
 
 def find_listings(

@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_under_a_decoder_is_named(tree, tmp_path, monkeypatc
 
 def test_a_journal_that_went_while_its_lock_was_waited_for_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "x.journal"
-    monkeypatch.setattr(journal, "_lock", lambda _: path.unlink())  # as one who has just finished
+    monkeypatch.setattr(journal, "lock", lambda _: path.unlink())  # as one who has just finished
     with pytest.raises(journal.BusyError):
         journal.open_journal(path, {})
 
