@@ -15,7 +15,7 @@ from npgait.backend import to_host
 from npgait.initialisation import orthogonal
 from npgait.inverse import InverseSolver
 from npgait.layers import Conv2D, Dense, Window
-from npgait.layers.patch_products import product_adder
+from npgait.layers.patch_products import multiplied_in_loops, product_adder
 from npgait.layers.patches import add_patches, count_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
 from npgait.metrics import measure
@@ -237,8 +237,24 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
         for p, q in zip(one, other, strict=True):
             np.testing.assert_allclose(p, q, atol=1e-12)
     for part in sliced._slices(x, window.patch_size):
-        samples = len(x[part])
-        assert samples == 1 or samples * 16 * window.patch_size * 8 <= patch_bytes
+        samples = len(x[part])  # compiled loops cut a few patches at a time, whatever the slice
+        bounded = samples == 1 or samples * 16 * window.patch_size * 8 <= patch_bytes
+        assert bounded or multiplied_in_loops(x, sliced.W)
+
+
+@pytest.mark.parametrize(
+    ("window", "used", "shares"),
+    [(Window(56, 56, 24, 3, 2), 24, 4), (Window(7, 7, 48, 3), 96, 2), (Window(4, 4, 8, 3), 8, 2)],
+)
+def test_compiled_loops_share_a_batch_out_in_fewer_parts_where_there_is_little_to_do(
+    window, used, shares
+):
+    W = np.zeros((window.patch_size, used), np.float32)
+    layer = Conv2D(W, np.zeros(used, np.float32), window)
+    x = np.zeros((64, *layer.shape_in), np.float32)
+    if not multiplied_in_loops(x, W):
+        pytest.skip("compiled loops are not here")
+    assert [len(x[part]) for part in layer._slices(x, window.patch_size)] == [64 // shares] * shares
 
 
 @pytest.mark.parametrize(

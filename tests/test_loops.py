@@ -18,6 +18,7 @@ from npgait.blas import gemm
 from npgait.data import Scaling
 from npgait.kernels import loops as compiled
 from npgait.kernels import patch_loops
+from npgait.layers import patch_products
 from npgait.layers.patch_products import patches_times, patches_transposed_times, product_adder
 from npgait.layers.patches import Window, add_patches, cut_patches, geometry
 from npgait.losses import softmax_cross_entropy
@@ -107,7 +108,7 @@ def test_adam_is_numpys_to_the_bit(shapes, bias_correction, dtype, rng, monkeypa
         np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 33, 300])
+@pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 32, 33, 48, 64, 65, 300])
 def test_the_lower_triangle_is_mirrored(n, dtype, rng, loops):
     G = rng.standard_normal((n, n)).astype(dtype)
     lower = np.tril(G)
@@ -179,9 +180,16 @@ def tiles(window, u, real="float32"):
 
 
 @settings(max_examples=200)
-@given(window=windows, u=st.integers(1, 40), seed=st.integers(0, 99))
+@given(
+    window=windows,
+    u=st.integers(1, 40),
+    some=st.sampled_from([1, 1000, 5000, 400 << 10]),
+    seed=st.integers(0, 99),
+)
 @pytest.mark.parametrize("real", ["float32", "float64"])
-def test_products_with_patches_are_those_of_all_patches(real, window, u, seed, loops):
+def test_products_with_patches_are_those_of_all_patches(real, window, u, some, seed, loops, monkeypatch):
+    """`some`: bytes of patches at a time, which may begin and end within images."""
+    monkeypatch.setattr(patch_products, "SOME_BYTES", some)
     check_products(window, u, real, seed)
 
 

@@ -72,17 +72,31 @@ EXPORT LOOP normalise(const unsigned char* restrict x, const REAL* restrict shif
             for (int c = 0; c < channels; ++c) out[t + c] = normalised(x[t + c], shift[c], scale[c]);
 }
 
-#define TILE 16  // rows and columns of a square that is mirrored at a time, so that it stays in the nearest cache
+#define TILE_ROWS 32  // of a matrix that is mirrored: a tile that stays in the nearest cache, whose rows fill lines of it
+#define TILE_COLUMNS 16
 
 // Of a matrix of rows `stride` values apart, copy a block to where its mirror image lies, image[j][i] = block[i][j]; of
 // a block on the diagonal, where block is image, what is below the diagonal.
 EXPORT LOOP mirror(const REAL* block, REAL* image, int64 stride, int rows, int columns) {
     int on_diagonal = block == image;
-    for (int64 top = 0; top < rows; top += TILE)
-        for (int64 left = 0; left < (on_diagonal ? top + 1 : columns); left += TILE)
-            for (int64 j = left; j < least(left + TILE, columns); ++j)
-                for (int64 i = on_diagonal && top <= j ? j + 1 : top; i < least(top + TILE, rows); ++i)
-                    image[j * stride + i] = block[i * stride + j];
+    REAL tile[TILE_ROWS][TILE_COLUMNS];
+    for (int64 top = 0; top < rows; top += TILE_ROWS) {
+        int64 bottom = least(top + TILE_ROWS, rows);
+        for (int64 left = 0; left < (on_diagonal ? bottom : columns); left += TILE_COLUMNS) {
+            int64 right = least(left + TILE_COLUMNS, columns);
+            if (top + TILE_ROWS > rows || left + TILE_COLUMNS > (on_diagonal ? top : columns)) {
+                for (int64 j = left; j < right; ++j)
+                    for (int64 i = on_diagonal && top <= j ? j + 1 : top; i < bottom; ++i)
+                        image[j * stride + i] = block[i * stride + j];
+                continue;
+            }
+            // By way of `tile`: rows of a matrix fall into few sets of a cache, where they drive each other out.
+            for (int i = 0; i < TILE_ROWS; ++i)
+                for (int j = 0; j < TILE_COLUMNS; ++j) tile[i][j] = block[(top + i) * stride + left + j];
+            for (int j = 0; j < TILE_COLUMNS; ++j)
+                for (int i = 0; i < TILE_ROWS; ++i) image[(left + j) * stride + top + i] = tile[i][j];
+        }
+    }
 }
 
 // --- patches -------------------------------------------------------------------------------------------
@@ -155,49 +169,60 @@ EXPORT void add_patches(const REAL* restrict patches, REAL* restrict x, int64 n,
 
 // --- products with patches -----------------------------------------------------------------------------
 //
-// By NumPy's own BLAS (`gemm`), of so many patches at a time that they stay in a cache: `memory` holds `some`.
+// By NumPy's own BLAS (`gemm`), of so many patches at a time that they stay in a cache: `memory` holds `some`. They may
+// be those of several images: BLAS copies W into an order of its own for each product.
 
 typedef void (*Gemm)(int order, int transA, int transB, int64 m, int64 n, int64 k, REAL alpha, const REAL* A,
                      int64 lda, const REAL* B, int64 ldb, REAL beta, REAL* C, int64 ldc);
 enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
 
+// How many of `all` patches are worked on at a time: as many each time, no more than `some`.
+static inline int64 alike(int64 all, int64 some) {
+    int64 times = (all + some - 1) / some;
+    return times ? (all + times - 1) / times : 1;
+}
+
+// For patches number `first` to `last` of all images, counted through: those of one image after those of another.
+#define OF_EACH_IMAGE(first, last, body)                                              \
+    for (int64 at = first, next; at < last; at = next) {                              \
+        int64 b = at / positions;                                                     \
+        next = least((b + 1) * positions, last);                                      \
+        int from = (int)(at - b * positions), to = (int)(next - b * positions);       \
+        body;                                                                         \
+    }
+
 // a = x_p W: W (k k channels, u) of rows `ldw` apart.
 EXPORT void patches_times(const REAL* restrict x, const REAL* restrict W, REAL* restrict a,
                           REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, int ldw, WINDOW) {
-    int positions = rows * columns;
-    for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        for (int t = 0; t < positions; t += some) {
-            int last = (int)least(t + some, positions);
-            cut_some(x, memory, t, last, THE_WINDOW);
-            gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, u, PATCH, 1, memory, PATCH, W, ldw, 0,
-                 a + (b * positions + t) * u, u);
-        }
+    int64 positions = (int64)rows * columns, all = samples * positions, length = alike(all, some);
+    for (int64 first = 0, last; first < all; first = last) {
+        last = least(first + length, all);
+        OF_EACH_IMAGE(first, last, cut_some(x + b * IMAGE, memory + (at - first) * PATCH, from, to, THE_WINDOW))
+        gemm(ROW_MAJOR, AS_IS, AS_IS, last - first, u, PATCH, 1, memory, PATCH, W, ldw, 0, a + first * u, u);
+    }
 }
 
 // P = d^T x_p, summed over positions and samples: P (u, k k channels).
 EXPORT void times_patches(const REAL* restrict x, const REAL* restrict d, REAL* restrict P,
                           REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, WINDOW) {
-    int positions = rows * columns;
+    int64 positions = (int64)rows * columns, all = samples * positions, length = alike(all, some);
     memset(P, 0, u * PATCH * sizeof(REAL));
-    for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        for (int t = 0; t < positions; t += some) {
-            int last = (int)least(t + some, positions);
-            cut_some(x, memory, t, last, THE_WINDOW);
-            gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - t, 1, d + (b * positions + t) * u, u, memory,
-                 PATCH, 1, P, PATCH);
-        }
+    for (int64 first = 0, last; first < all; first = last) {
+        last = least(first + length, all);
+        OF_EACH_IMAGE(first, last, cut_some(x + b * IMAGE, memory + (at - first) * PATCH, from, to, THE_WINDOW))
+        gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - first, 1, d + first * u, u, memory, PATCH, 1, P,
+             PATCH);
+    }
 }
 
 // x = the sum over patches of d M: M (u, k k channels).
 EXPORT void add_products(const REAL* restrict d, const REAL* restrict M, REAL* restrict x,
                          REAL* restrict memory, Gemm gemm, int64 samples, int some, int u, WINDOW) {
-    int positions = rows * columns;
+    int64 positions = (int64)rows * columns, all = samples * positions, length = alike(all, some);
     memset(x, 0, samples * IMAGE * sizeof(REAL));
-    for (int64 b = 0; b < samples; ++b, x += IMAGE)
-        for (int t = 0; t < positions; t += some) {
-            int last = (int)least(t + some, positions);
-            gemm(ROW_MAJOR, AS_IS, AS_IS, last - t, PATCH, u, 1, d + (b * positions + t) * u, u, M, PATCH, 0,
-                 memory, PATCH);
-            add_some(memory, x, t, last, THE_WINDOW);
-        }
+    for (int64 first = 0, last; first < all; first = last) {
+        last = least(first + length, all);
+        gemm(ROW_MAJOR, AS_IS, AS_IS, last - first, PATCH, u, 1, d + first * u, u, M, PATCH, 0, memory, PATCH);
+        OF_EACH_IMAGE(first, last, add_some(memory + (at - first) * PATCH, x + b * IMAGE, from, to, THE_WINDOW))
+    }
 }

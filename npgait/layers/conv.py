@@ -278,13 +278,17 @@ class Conv2D:
 
         On the CPU also enough of them to share out, unless that leaves a slice too little work.
         """
-        if multiplied_in_loops(batch, self.W):
-            return slices(len(batch), max(1, -(-len(batch) // SHARES)))
         rows, columns = self.window.positions
+        sample_operations = 2 * rows * columns * self.W.shape[0] * self.used
+        if multiplied_in_loops(batch, self.W):
+            shares = SHARES
+            while shares > 2 and shares * SLICE_OPERATIONS > len(batch) * sample_operations:
+                shares //= 2
+            return slices(len(batch), max(1, -(-len(batch) // shares)))
         sample_bytes = rows * columns * values * batch.dtype.itemsize
         on_cpu = array_module(batch) is np
         size = max(1, min(self.patch_bytes, CACHE_BYTES if on_cpu else self.patch_bytes) // sample_bytes)
         if on_cpu:
-            worth = -(-SLICE_OPERATIONS // (2 * rows * columns * self.W.shape[0] * self.used))
+            worth = -(-SLICE_OPERATIONS // sample_operations)
             size = min(size, max(-(-len(batch) // SHARES), worth))
         return slices(len(batch), size)

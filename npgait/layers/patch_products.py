@@ -131,7 +131,7 @@ def multiplied_in_loops(*arrays: Array) -> bool:
 def _some(x: Array, window: Window) -> Array:
     """Return memory for a few patches."""
     rows, columns = window.positions
-    some = max(1, min(rows * columns, SOME_BYTES // (window.patch_size * x.itemsize)))
+    some = max(1, min(len(x) * rows * columns, SOME_BYTES // (window.patch_size * x.itemsize)))
     return scratch(some * window.patch_size, x.dtype, x)
 
 
