@@ -33,7 +33,7 @@ needs_loops = pytest.mark.skipif(
     reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
 )
 needs_tiles = pytest.mark.skipif(
-    patch_loops._tile(np.dtype(np.float32))[0] == 0,
+    patch_loops.narrow_memory(np.dtype(np.float32), 24, geometry(Window(224, 224, 3, 9, 4))) == 0,
     reason="tiles need AVX-512, and GCC when npgait was installed",
 )
 windows = st.builds(
@@ -197,18 +197,18 @@ def test_products_with_patches_are_those_of_all_patches(real, window, u, some, s
 @settings(max_examples=100)
 @given(
     rows=st.integers(1, 6),
-    columns=st.sampled_from([12, 13, 14, 25, 28]),
-    channels=st.integers(5, 7),
-    kernel=st.integers(3, 5),
+    columns=st.integers(5, 28),
+    channels=st.integers(1, 7),
+    kernel=st.integers(1, 5),
     stride=st.integers(1, 6),
     padding=st.sampled_from(["SAME", "VALID"]),
     beyond=st.integers(0, 5),
-    unused=st.integers(0, 4),
+    u=st.integers(10, 32),
     seed=st.integers(0, 99),
 )
-@pytest.mark.parametrize(("real", "lanes"), [("float32", 32), ("float64", 16)])
+@pytest.mark.parametrize("real", ["float32", "float64"])
 def test_products_in_tiles_are_those_of_all_patches(
-    real, lanes, rows, columns, channels, kernel, stride, padding, beyond, unused, seed
+    real, rows, columns, channels, kernel, stride, padding, beyond, u, seed
 ):
     """`beyond`: pixels after the last patch of a VALID window, or that a SAME one lacks."""
     beyond %= stride
@@ -216,19 +216,43 @@ def test_products_in_tiles_are_those_of_all_patches(
             for n in (rows, columns)]  # fmt: skip
     window = Window(*size, channels, kernel, stride, padding)
     assert window.positions == (rows, columns)
-    u = lanes - unused * lanes // 32
     assume(tiles(window, u, real))
     check_products(window, u, real, seed)
 
 
 @needs_tiles
-@pytest.mark.parametrize("u", [24, 32])
+@pytest.mark.parametrize("real", ["float32", "float64"])
+@pytest.mark.parametrize("u", [16, 24, 32])
+@pytest.mark.parametrize("columns", [6, 9, 14])
+@pytest.mark.parametrize("values", [12, 18, 27])
+def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, values, rng):
+    """`values` of a row of a patch, odd ones too: three rows of them, of images with no padding."""
+    window = Window(11, columns + 2, values // 3, 3, padding="VALID")
+    where, dtype = geometry(window), np.dtype(real)
+    size = tiles(window, u, real)
+    assert size
+    x = rng.standard_normal((2, 11, columns + 2, values // 3)).astype(real)
+    d = rng.standard_normal((2, 9, columns, u)).astype(real)
+    memory = np.full(size + 64, 7, dtype)
+    out = np.full((d.size + 64,), 7, dtype)
+    W = rng.standard_normal((window.patch_size, u)).astype(real)
+    patch_loops.patches_times_narrow(x, W, out, memory[:size], where)
+    assert (out[d.size :] == 7).all()
+    P = np.full(W.size + 64, 7, dtype)
+    patch_loops.narrow_times_patches(d, x, P, memory[:size], where)
+    assert (P[W.size :] == 7).all()
+    assert (memory[size:] == 7).all()
+    check_products(window, u, real, 0)
+
+
+@needs_tiles
+@pytest.mark.parametrize("u", [16, 24, 32])
 def test_narrow_convolutions_are_made_in_tiles_and_no_others(u):
     assert tiles(Window(224, 224, 3, 9, 4), u) > 0
-    assert tiles(Window(224, 224, 3, 9, 4), u + 16) == 0  # wider than a tile
-    assert tiles(Window(224, 224, 3, 9, 4), u - 16) == 0  # most of each tile would be of no use
-    assert tiles(Window(16, 16, 3, 9, 1), u) == 0  # as here: 16 positions, tiles of 14
-    assert tiles(Window(28, 28, 1, 9, 1), u) == 0  # a row of a patch is shorter than a tile
+    assert tiles(Window(224, 224, 3, 9, 4), u + 24) == 0  # wider than a tile
+    assert tiles(Window(224, 224, 3, 9, 4), 9) == 0  # most of each tile would be of no use
+    assert tiles(Window(3, 3, 3, 9, 1), u) == 0  # as here: 3 positions, tiles of 6
+    assert tiles(Window(28, 28, 1, 3, 1), u) == 0  # or a row of a patch of 3 values
 
 
 @pytest.mark.parametrize("wrong", ["x", "d"])

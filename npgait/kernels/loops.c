@@ -210,8 +210,8 @@ EXPORT void times_patches(const REAL* restrict x, const REAL* restrict d, REAL* 
     for (int64 first = 0, last; first < all; first = last) {
         last = least(first + length, all);
         OF_EACH_IMAGE(first, last, cut_some(x + b * IMAGE, memory + (at - first) * PATCH, from, to, THE_WINDOW))
-        gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - first, 1, d + first * u, u, memory, PATCH, 1, P,
-             PATCH);
+        gemm(ROW_MAJOR, TRANSPOSED, AS_IS, u, PATCH, last - first, 1, d + first * u, u, memory,
+             PATCH, 1, P, PATCH);
     }
 }
 

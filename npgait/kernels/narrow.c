@@ -1,119 +1,173 @@
 // Products of patches with a narrow W, straight from the image: no patch is ever written.
 //
 // BLAS is at half of its speed where a matrix has no more than 32 columns, and the patches of a first convolution are
-// several times the size of its images. Here a tile of the result, ROWS positions by WIDE channels, stays in
-// registers while all that goes into it is read. For processors with AVX-512, whose registers hold it.
+// several times the size of its images. Here a tile of the result stays in registers while all that goes into it is
+// read. For processors with AVX-512, whose registers hold it.
+//
+// A processor reads eight bytes from anywhere into all of a register at once: PAIR values next to each other. So a
+// register holds eight channels, PAIR values of each: for x_p W partial sums over the first and the second of each pair
+// of values of a patch, for x_p^T d two rows of the result. No part of it is idle at 24 channels, as a half would be
+// with sixteen channels to a register.
 
 #include <string.h>
 
 #include "loops.h"
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define VECTORS 2
-#define LANES (64 / (int)sizeof(REAL))
+#define TILES 1
+#define PAIR (8 / (int)sizeof(REAL))
 typedef REAL Vector __attribute__((vector_size(64), aligned(sizeof(REAL))));
+typedef int64 Eights __attribute__((vector_size(64)));
+typedef int64 Eight __attribute__((aligned(sizeof(REAL)), may_alias));
+#define EVERYWHERE(at) ((Vector)((Eights){0} + *(const Eight*)(at)))
 // A product and its sum are rounded once, as in BLAS.
 #define TILED __attribute__((target("avx512f"), optimize("O3", "fp-contract=fast")))
 #define TILE TILED static inline __attribute__((always_inline)) void
-#define UNROLL _Pragma("GCC unroll 14")
+#define UNROLL _Pragma("GCC unroll 9")
 #else
-#define VECTORS 0
-#define LANES 0
+#define TILES 0
 #endif
-#define ROWS 14
-#define WIDE (VECTORS * LANES)
+#define ROWS 9     // most rows of a tile
+#define VECTORS 4  // most registers that one is wide
+#define BAND 24000 // bytes of d that are read again and again, from the nearest cache
 
-// Returns how many channels a tile is wide; 0 where this processor has no use for tiles.
-EXPORT int tile_width(void) {
-#if VECTORS
-    return __builtin_cpu_supports("avx512f") ? WIDE : 0;
+// The tiles there are: R rows of V registers, all of which and V + 1 more the processor has.
+#define EACH_TILE(DO) DO(6, 2) DO(7, 2) DO(9, 2) DO(6, 3) DO(7, 3) DO(9, 3) DO(6, 4)
+
+// Returns how many values a pair has; 0 where this processor has no use for tiles.
+EXPORT int tile_pair(void) {
+#if TILES
+    return __builtin_cpu_supports("avx512f") ? PAIR : 0;
 #else
     return 0;
 #endif
 }
 
-EXPORT int tile_rows(void) { return ROWS; }
+#if TILES
 
-#if VECTORS
-
-// acc[r, :] = sum over i and q of x[r step + i pitch + q] W[i, q, :], q < length.
-TILE image_times(const REAL* x, int64 step, int64 pitch, int k, int64 length, const REAL* W,
+// acc[r, :] = sum over i and q of x[r step + i pitch + q] W[i, q, :], q < length, a pair of them at a time.
+TILE image_times(int R, int V, const REAL* x, int64 step, int64 pitch, int k, int64 length, const REAL* W,
                  Vector acc[ROWS][VECTORS]) {
-    UNROLL for (int r = 0; r < ROWS; ++r)
-        UNROLL for (int c = 0; c < VECTORS; ++c) acc[r][c] = (Vector){0};
+    UNROLL for (int r = 0; r < R; ++r)
+        UNROLL for (int c = 0; c < V; ++c) acc[r][c] = (Vector){0};
     for (int i = 0; i < k; ++i, x += pitch)
-        for (int64 q = 0; q < length; ++q, W += WIDE) {
+        for (int64 q = 0; q < length; q += PAIR, W += 8 * V * PAIR) {
             const Vector* w = (const Vector*)W;
-            UNROLL for (int r = 0; r < ROWS; ++r)
-                UNROLL for (int c = 0; c < VECTORS; ++c) acc[r][c] += x[r * step + q] * w[c];
+            UNROLL for (int r = 0; r < R; ++r) {
+                Vector pair = EVERYWHERE(x + r * step + q);
+                UNROLL for (int c = 0; c < V; ++c) acc[r][c] += pair * w[c];
+            }
         }
 }
 
-// acc[r, :] = sum over positions of x[position + r] d[position, :].
-TILE times_image(const REAL* x, int64 step, int64 pitch, int rows, int columns, const REAL* d,
-                 Vector acc[ROWS][VECTORS]) {
-    UNROLL for (int r = 0; r < ROWS; ++r)
-        UNROLL for (int c = 0; c < VECTORS; ++c) acc[r][c] = (Vector){0};
+// sums[r, :] += sum over positions of x[position + r] d[position, :], r a pair.
+TILE times_image(int R, int V, const REAL* x, int64 step, int64 pitch, int rows, int columns, const REAL* d,
+                 Vector* sums) {
+    Vector acc[ROWS][VECTORS];
+    UNROLL for (int r = 0; r < R; ++r)
+        UNROLL for (int c = 0; c < V; ++c) acc[r][c] = sums[r * V + c];
     for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < columns; ++column, d += WIDE) {
+        for (int column = 0; column < columns; ++column, d += 8 * V * PAIR) {
             const REAL* here = x + row * pitch + column * step;
             const Vector* v = (const Vector*)d;
-            UNROLL for (int r = 0; r < ROWS; ++r)
-                UNROLL for (int c = 0; c < VECTORS; ++c) acc[r][c] += here[r] * v[c];
+            UNROLL for (int r = 0; r < R; ++r) {
+                Vector pair = EVERYWHERE(here + r * PAIR);
+                UNROLL for (int c = 0; c < V; ++c) acc[r][c] += pair * v[c];
+            }
         }
+    UNROLL for (int r = 0; r < R; ++r)
+        UNROLL for (int c = 0; c < V; ++c) sums[r * V + c] = acc[r][c];
 }
 
-// Copies one image into the middle of zeros, of which `high` rows of `pitch` values are filled.
+// Returns where the first line of a cache begins in `memory`: half of the registers read from elsewhere lie on two.
+static REAL* on_a_line(REAL* memory) { return (REAL*)(((size_t)memory + 63) / 64 * 64); }
+
+// Copies one image into the middle of zeros, of which `high` rows of `pitch` values are read.
 static void pad(const REAL* x, REAL* padded, int high, int64 pitch, int height, int width, int channels, int top,
                 int left) {
     int64 wide = least(pitch / channels - left, width);
-    memset(padded, 0, high * pitch * sizeof(REAL));
     for (int h = 0; h < height && h + top < high; ++h)
         memcpy(padded + (h + top) * pitch + left * channels, x + (int64)h * width * channels,
                wide * channels * sizeof(REAL));
 }
 
-// a = x_p W: W (k k channels, WIDE), of which u columns count; `memory` holds a padded image.
-EXPORT TILED void patches_times_narrow(const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
-                                       WINDOW) {
-    int tiles = (columns + ROWS - 1) / ROWS, high = (rows - 1) * s + k;
-    int64 step = (int64)s * channels, pitch = (tiles * ROWS - 1) * step + k * channels;
+// Writes each of u values PAIR times. A function of its own, where compilers know that d and out are apart.
+TILED __attribute__((noinline)) static void repeat(const REAL* restrict d, REAL* restrict out, int64 u) {
+    for (int64 c = 0; c < u; ++c)
+        for (int64 p = 0; p < PAIR; ++p) out[c * PAIR + p] = d[c];
+}
+
+TILE patches_times_tiles(int R, int V, const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
+                         WINDOW) {
+    int tiles = (columns + R - 1) / R, high = (rows - 1) * s + k;
+    int64 step = (int64)s * channels, pitch = (tiles * R - 1) * step + k * channels;
+    int64 size_of_W = (int64)k * ((k * channels + PAIR - 1) / PAIR) * PAIR * 8 * V;
+    REAL *aligned = on_a_line(memory), *image = aligned + size_of_W;
+    W = memcpy(aligned, W, size_of_W * sizeof(REAL));
+    memset(image, 0, (high * pitch + PAIR) * sizeof(REAL));
     for (int64 b = 0; b < samples; ++b, x += (int64)height * width * channels) {
-        pad(x, memory, high, pitch, height, width, channels, top, left);
+        pad(x, image, high, pitch, height, width, channels, top, left);
         for (int row = 0; row < rows; ++row)
-            for (int first = 0; first < columns; first += ROWS) {
+            for (int first = 0; first < columns; first += R) {
                 Vector acc[ROWS][VECTORS];
-                image_times(memory + row * s * pitch + first * step, step, pitch, k, (int64)k * channels, W, acc);
-                for (int r = 0; r < ROWS && first + r < columns; ++r, a += u) memcpy(a, acc[r], u * sizeof(REAL));
+                image_times(R, V, image + row * s * pitch + first * step, step, pitch, k, (int64)k * channels, W, acc);
+                for (int r = 0; r < R && first + r < columns; ++r, a += u) {
+                    const REAL* pairs = (const REAL*)acc[r];
+                    REAL sum[8 * VECTORS];
+                    for (int c = 0; c < 8 * V; ++c) sum[c] = pairs[c * PAIR] + (PAIR > 1 ? pairs[c * PAIR + 1] : 0);
+                    for (int c = 0; c < u; ++c) a[c] = sum[c];
+                }
             }
     }
 }
 
-// P = x_p^T d, summed over positions and samples: P (k k channels, u), k channels at least ROWS. `memory` holds a
-// padded image, and d of one sample in rows of WIDE.
-EXPORT TILED void narrow_times_patches(const REAL* x, const REAL* d, REAL* P, REAL* memory, int64 samples, int u,
-                                       WINDOW) {
-    int high = (rows - 1) * s + k;
-    int64 step = (int64)s * channels, length = (int64)k * channels;
-    int64 pitch = (columns - 1) * step + length;
-    REAL* wide = memory + high * pitch;
-    memset(P, 0, k * length * u * sizeof(REAL));
-    memset(wide, 0, (int64)rows * columns * WIDE * sizeof(REAL));
+TILE tiles_times_patches(int R, int V, const REAL* x, const REAL* d, REAL* P, REAL* memory, int64 samples, int u,
+                         WINDOW) {
+    int high = (rows - 1) * s + k, width_of_d = 8 * V * PAIR;
+    int64 step = (int64)s * channels, length = (int64)k * channels, pitch = (columns - 1) * step + length;
+    int64 tiles = (length + R * PAIR - 1) / (R * PAIR), padded = high * pitch + tiles * R * PAIR;
+    int64 some = least(rows, BAND / (columns * width_of_d * (int64)sizeof(REAL)));
+    some = some < 1 ? 1 : some;
+    REAL *band = on_a_line(memory), *sums = band + some * columns * width_of_d;
+    REAL* image = sums + k * tiles * R * width_of_d;
+    memset(band, 0, (padded + (some * columns + k * tiles * R) * width_of_d) * sizeof(REAL));
     for (int64 b = 0; b < samples; ++b, x += (int64)height * width * channels) {
-        pad(x, memory, high, pitch, height, width, channels, top, left);
-        for (int t = 0; t < rows * columns; ++t, d += u) memcpy(wide + (int64)t * WIDE, d, u * sizeof(REAL));
-        for (int i = 0; i < k; ++i)
-            for (int64 q = 0; q < length; q += ROWS) {
-                Vector acc[ROWS][VECTORS];
-                int64 from = q + ROWS <= length ? q : length - ROWS;  // the last tile begins before
-                times_image(memory + i * pitch + from, step, s * pitch, rows, columns, wide, acc);
-                for (int64 r = q - from; r < ROWS; ++r) {
-                    REAL* sum = P + (i * length + from + r) * u;
-                    const REAL* more = (const REAL*)acc[r];
-                    for (int c = 0; c < u; ++c) sum[c] += more[c];
-                }
-            }
+        pad(x, image, high, pitch, height, width, channels, top, left);
+        for (int row = 0; row < rows; row += some) {
+            int more = (int)least(some, rows - row);
+            for (int64 t = 0; t < (int64)more * columns; ++t, d += u) repeat(d, band + t * width_of_d, u);
+            REAL* sum = sums;
+            for (int i = 0; i < k; ++i)
+                for (int64 q = 0; q < tiles; ++q, sum += R * width_of_d)
+                    times_image(R, V, image + (row * s + i) * pitch + q * R * PAIR, step, s * pitch, more, columns,
+                                band, (Vector*)sum);
+        }
     }
+    for (int i = 0; i < k; ++i)
+        for (int64 q = 0; q < length; ++q)
+            for (int c = 0; c < u; ++c)
+                P[(i * length + q) * u + c] =
+                    sums[(i * tiles * R + q / PAIR) * width_of_d + c * PAIR + q % PAIR];
+}
+
+// a = x_p W, in tiles of `tall` positions by `wide` channels, of which u count: W (k, ceil(k channels / PAIR), wide,
+// PAIR). `memory` holds a padded image and PAIR values more: where k channels is odd, zeros of W meet the pixel behind.
+EXPORT TILED void patches_times_narrow(const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
+                                       int tall, int wide, WINDOW) {
+#define PATCHES_TIMES(R, V)             \
+    if (tall == R && wide == 8 * V)     \
+        patches_times_tiles(R, V, x, W, a, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+    EACH_TILE(PATCHES_TIMES)
+}
+
+// P = x_p^T d, summed over positions and samples, in tiles of `tall` pairs by `wide` channels: P (k k channels, u).
+// `memory` holds a padded image and a tile's rows more, d at some rows of positions, and P in tiles.
+EXPORT TILED void narrow_times_patches(const REAL* x, const REAL* d, REAL* P, REAL* memory, int64 samples, int u,
+                                       int tall, int wide, WINDOW) {
+#define TIMES_PATCHES(R, V)             \
+    if (tall == R && wide == 8 * V)     \
+        tiles_times_patches(R, V, x, d, P, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+    EACH_TILE(TIMES_PATCHES)
 }
 
 #endif

@@ -16,6 +16,8 @@ from npgait.kernels.loops import library, run_loop
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
 PAYS = 0.6  # share of the tiles that has to be of use, from which on they are faster than BLAS
+HEIGHTS = {16: (7, 9, 6), 24: (7, 9, 6), 32: (6,)}  # of the tiles in narrow.c, by their channels
+BAND = 24000  # as there
 
 
 def multiply(x: np.ndarray) -> bool:
@@ -65,38 +67,56 @@ def _run(name: str, first: np.ndarray, *arguments: Any) -> None:
 
 def narrow_memory(dtype: np.dtype, u: int, geometry: Geometry) -> int:
     """Return how many values of memory the products in tiles take; 0 where they do not pay."""
-    width, tall = _tile(dtype)
+    wide, pair, (positions, pairs) = _tiles(dtype, u, geometry)
+    if not wide:
+        return 0
     _, _, channels, k, s, _, _, rows, columns = geometry
-    if not 0 < u <= width or k * channels < tall:
-        return 0
-    of_use = min(_of_use(columns, tall), _of_use(k * channels, tall)) * u / width
-    if of_use < PAYS:
-        return 0
-    high, wide = (rows - 1) * s + k, (ceil(columns / tall) * tall - 1) * s + k
-    return high * wide * channels + rows * columns * width
+    high, width_of_d = (rows - 1) * s + k, wide * pair
+    tall = ceil(k * channels / (pairs * pair)) * pairs  # pairs of a row of P, in whole tiles
+    padded = high * ((ceil(columns / positions) * positions - 1) * s + k) * channels
+    some = max(1, min(rows, BAND // (columns * width_of_d * dtype.itemsize)))
+    line = 64 // dtype.itemsize
+    return line + padded + (tall + 1) * pair + (some * columns + k * tall) * width_of_d
 
 
 def patches_times_narrow(
     x: np.ndarray, W: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W."""
-    u = W.shape[1]
-    wide = np.zeros((len(W), _tile(x.dtype)[0]), x.dtype)
-    wide[:, :u] = W
-    _run("patches_times_narrow", x, wide, out, memory, np.int64(len(x)), u, *geometry)
+    u, (_, _, channels, k, *_) = W.shape[1], geometry
+    wide, pair, (positions, _) = _tiles(x.dtype, u, geometry)
+    W_pairs = np.zeros((k, ceil(k * channels / pair) * pair, wide), x.dtype)
+    W_pairs[:, : k * channels, :u] = W.reshape(k, k * channels, u)
+    W_pairs = np.ascontiguousarray(W_pairs.reshape(k, -1, pair, wide).swapaxes(2, 3))
+    sizes = np.int64(len(x)), u, positions, wide
+    _run("patches_times_narrow", x, W_pairs, out, memory, *sizes, *geometry)
 
 
 def narrow_times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (k k C, u) with x_p^T d, summed over positions and samples."""
-    _run("narrow_times_patches", x, d, out, memory, np.int64(len(x)), d.shape[-1], *geometry)
+    u = d.shape[-1]
+    wide, _, (_, pairs) = _tiles(x.dtype, u, geometry)
+    _run("narrow_times_patches", x, d, out, memory, np.int64(len(x)), u, pairs, wide, *geometry)
 
 
-def _tile(dtype: np.dtype) -> tuple[int, int]:
-    """Return how many columns of W and how many positions a tile holds; (0, 0): there are no tiles."""
+def _tiles(dtype: np.dtype, u: int, geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
+    """Return what tiles are for a convolution: their channels, values in a pair, and their rows.
+
+    Those are positions of x_p W, and pairs of values of a patch of x_p^T d. No channels: tiles do not
+    pay.
+    """
+    _, _, channels, k, *_, columns = geometry
     loops = library(dtype)
-    return (loops.tile_width(), loops.tile_rows()) if loops is not None else (0, 0)
+    pair = loops.tile_pair() if loops is not None else 0
+    wide = next((width for width in HEIGHTS if 0 < u <= width), 0)
+    if not pair or not wide:
+        return 0, pair, (0, 0)
+    lengths = columns, ceil(k * channels / pair)
+    positions, pairs = (max(HEIGHTS[wide], key=lambda tall: _of_use(n, tall)) for n in lengths)
+    of_use = min(_of_use(columns, positions), _of_use(lengths[1], pairs)) * u / wide
+    return wide if of_use >= PAYS else 0, pair, (positions, pairs)
 
 
 def _of_use(n: int, tile: int) -> float:
