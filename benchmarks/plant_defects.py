@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_SECONDS = 600.0  # several times what the tests of any defect take
 
 
 @dataclass(frozen=True)
@@ -281,10 +282,11 @@ DEFECTS = [
            "acc[r][c] = sums[r * V + c];", "acc[r][c] = (Vector){0};", LOOPS),
     Defect("tiles: each band reads the first's pixels", "npgait/kernels/narrow.c",
            "image + (row * s + i) * pitch", "image + i * pitch", LOOPS),
-    Defect("patches: an image's patches taken for the next one's", "npgait/kernels/loops.c",
-           "int64 b = at / positions;", "int64 b = first / positions;", LOOPS),
+    Defect("patches: an image's run on into the next one's", "npgait/kernels/loops.c",
+           "next = least((b + 1) * positions, last);", "next = last;", LOOPS),
     Defect("patches: each time begins at the start of an image", "npgait/kernels/loops.c",
-           "int from = (int)(at - b * positions)", "int from = 0", LOOPS),
+           "int from = (int)(at - b * positions), to = (int)(next - b * positions);",
+           "int from = 0, to = (int)(next - at);", LOOPS),
     Defect("shapes of kernels not looked at", "npgait/kernels/__init__.py",
            "if len(set(shapes.values())) > 1:", "if False:", LOOPS),
     Defect("kernel: last patch row forgotten", "npgait/kernels/patches.cu",
@@ -395,9 +397,11 @@ def survives(defect: Defect, project: Path) -> bool:
         run = subprocess.run(
             [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
              *defect.tests.split()],
-            cwd=project, capture_output=True, check=False,
+            cwd=project, capture_output=True, check=False, timeout=MAX_SECONDS,
             env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+    except subprocess.TimeoutExpired:  # a loop without end is seen by whoever waits for it
+        return False
     finally:
         path.write_text(text, encoding="utf-8")
         build(path, project)
