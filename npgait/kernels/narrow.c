@@ -18,6 +18,7 @@
 #define PAIR (8 / (int)sizeof(REAL))
 typedef REAL Vector __attribute__((vector_size(64), aligned(sizeof(REAL))));
 typedef int64 Eights __attribute__((vector_size(64)));
+typedef int Halves __attribute__((vector_size(32)));
 typedef int64 Eight __attribute__((aligned(sizeof(REAL)), may_alias));
 #define EVERYWHERE(at) ((Vector)((Eights){0} + *(const Eight*)(at)))
 // A product and its sum are rounded once, as in BLAS.
@@ -79,6 +80,9 @@ TILE times_image(int R, int V, const REAL* x, int64 step, int64 pitch, int rows,
         UNROLL for (int c = 0; c < V; ++c) sums[r * V + c] = acc[r][c];
 }
 
+// How many values n are in whole pairs.
+static inline int64 in_pairs(int64 n) { return (n + PAIR - 1) / PAIR * PAIR; }
+
 // Returns where the first line of a cache begins in `memory`: half of the registers read from elsewhere lie on two.
 static REAL* on_a_line(REAL* memory) { return (REAL*)(((size_t)memory + 63) / 64 * 64); }
 
@@ -97,11 +101,23 @@ TILED __attribute__((noinline)) static void repeat(const REAL* restrict d, REAL*
         for (int64 p = 0; p < PAIR; ++p) out[c * PAIR + p] = d[c];
 }
 
+// Adds up the pairs of V registers and writes the first u sums.
+TILE write_sums(int V, const Vector* acc, REAL* out, int u) {
+    REAL some[8 * VECTORS], *sums = u == 8 * V ? out : some;
+    UNROLL for (int c = 0; c < V; ++c) {
+        Eights second = (Eights)acc[c] >> 32;  // of each pair, in the place of the first
+        Halves sum = __builtin_convertvector((Eights)(acc[c] + (Vector)second), Halves);
+        if (PAIR > 1) memcpy(sums + 8 * c, &sum, sizeof sum);
+        else memcpy(sums + 8 * c, &acc[c], sizeof acc[c]);
+    }
+    for (int c = 0; sums == some && c < u; ++c) out[c] = some[c];
+}
+
 TILE patches_times_tiles(int R, int V, const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
                          WINDOW) {
     int tiles = (columns + R - 1) / R, high = (rows - 1) * s + k;
     int64 step = (int64)s * channels, pitch = (tiles * R - 1) * step + k * channels;
-    int64 size_of_W = (int64)k * ((k * channels + PAIR - 1) / PAIR) * PAIR * 8 * V;
+    int64 size_of_W = k * in_pairs((int64)k * channels) * 8 * V;
     REAL *aligned = on_a_line(memory), *image = aligned + size_of_W;
     W = memcpy(aligned, W, size_of_W * sizeof(REAL));
     memset(image, 0, (high * pitch + PAIR) * sizeof(REAL));
@@ -111,12 +127,9 @@ TILE patches_times_tiles(int R, int V, const REAL* x, const REAL* W, REAL* a, RE
             for (int first = 0; first < columns; first += R) {
                 Vector acc[ROWS][VECTORS];
                 image_times(R, V, image + row * s * pitch + first * step, step, pitch, k, (int64)k * channels, W, acc);
-                for (int r = 0; r < R && first + r < columns; ++r, a += u) {
-                    const REAL* pairs = (const REAL*)acc[r];
-                    REAL sum[8 * VECTORS];
-                    for (int c = 0; c < 8 * V; ++c) sum[c] = pairs[c * PAIR] + (PAIR > 1 ? pairs[c * PAIR + 1] : 0);
-                    for (int c = 0; c < u; ++c) a[c] = sum[c];
-                }
+                UNROLL for (int r = 0; r < R; ++r)
+                    if (first + r < columns) write_sums(V, acc[r], a + r * u, u);
+                a += least(R, columns - first) * u;
             }
     }
 }
@@ -150,6 +163,41 @@ TILE tiles_times_patches(int R, int V, const REAL* x, const REAL* d, REAL* P, RE
                     sums[(i * tiles * R + q / PAIR) * width_of_d + c * PAIR + q % PAIR];
 }
 
+// Pixel s q + phase of the padded image lies under the patches at q, q - 1 ..., which hold it at phase, phase + s ...:
+// so many of them in one direction.
+static inline int patches_over(int phase, int k, int s) { return phase < k ? (k - phase + s - 1) / s : 0; }
+
+TILE add_products_tiles(int R, int V, const REAL* d, const REAL* M, REAL* x, REAL* memory, int64 samples, int u,
+                        WINDOW) {
+    int t = patches_over(0, k, s), first_row = top / s, first_column = left / s;
+    int high = (top + height - 1) / s - first_row + 1, wide = (left + width - 1) / s - first_column + 1;
+    int64 pitch = ((wide + R - 1) / R * R + t - 1) * (int64)u, size_of_M = 0;
+    for (int j = 0; j < s; ++j) size_of_M += k * in_pairs((int64)patches_over(j, k, s) * u) * 8 * V;
+    REAL *aligned = on_a_line(memory), *padded = aligned + size_of_M;
+    memcpy(aligned, M, size_of_M * sizeof(REAL));
+    memset(padded, 0, ((high + t - 1) * pitch + PAIR) * sizeof(REAL));
+    for (int64 b = 0; b < samples; ++b, d += (int64)rows * columns * u, x += (int64)height * width * channels) {
+        pad(d, padded, high + t - 1, pitch, rows, columns, u, t - 1 - first_row, t - 1 - first_column);
+        for (int q = 0; q < high; ++q) {
+            M = aligned;
+            for (int phase = 0; phase < s * s; ++phase) {
+                int i = phase / s, j = phase % s, over = patches_over(i, k, s), beside = patches_over(j, k, s);
+                int h = (first_row + q) * s + i - top;
+                for (int first = 0; first < wide && 0 <= h && h < height; first += R) {
+                    Vector acc[ROWS][VECTORS];
+                    image_times(R, V, padded + (q + t - over) * pitch + (first + t - beside) * u, u, pitch, over,
+                                (int64)beside * u, M, acc);
+                    UNROLL for (int r = 0; r < R; ++r) {
+                        int w = (first_column + first + r) * s + j - left;
+                        if (0 <= w && w < width) write_sums(V, acc[r], x + ((int64)h * width + w) * channels, channels);
+                    }
+                }
+                M += over * in_pairs((int64)beside * u) * 8 * V;
+            }
+        }
+    }
+}
+
 // a = x_p W, in tiles of `tall` positions by `wide` channels, of which u count: W (k, ceil(k channels / PAIR), wide,
 // PAIR). `memory` holds a padded image and PAIR values more: where k channels is odd, zeros of W meet the pixel behind.
 EXPORT TILED void patches_times_narrow(const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
@@ -168,6 +216,16 @@ EXPORT TILED void narrow_times_patches(const REAL* x, const REAL* d, REAL* P, RE
     if (tall == R && wide == 8 * V)     \
         tiles_times_patches(R, V, x, d, P, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
     EACH_TILE(TIMES_PATCHES)
+}
+
+// x = the sum over patches of d M, in gather form and in tiles of `tall` pixels of one phase by `wide` channels: M
+// (over, ceil(beside u / PAIR), wide, PAIR) of each phase of rows and columns. `memory` holds M and a padded d.
+EXPORT TILED void add_products_narrow(const REAL* d, const REAL* M, REAL* x, REAL* memory, int64 samples, int u,
+                                      int tall, int wide, WINDOW) {
+#define ADD_PRODUCTS(R, V)              \
+    if (tall == R && wide == 8 * V)     \
+        add_products_tiles(R, V, d, M, x, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+    EACH_TILE(ADD_PRODUCTS)
 }
 
 #endif

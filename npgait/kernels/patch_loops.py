@@ -5,6 +5,7 @@ Of loops.c, which calls NumPy's own BLAS, and of narrow.c, for a W of so few col
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -67,7 +68,7 @@ def _run(name: str, first: np.ndarray, *arguments: Any) -> None:
 
 def narrow_memory(dtype: np.dtype, u: int, geometry: Geometry) -> int:
     """Return how many values of memory the products in tiles take; 0 where they do not pay."""
-    wide, pair, (positions, pairs) = _tiles(dtype, u, geometry)
+    wide, pair, (positions, pairs) = _tiles_of_patches(dtype, u, geometry)
     if not wide:
         return 0
     _, _, channels, k, s, _, _, rows, columns = geometry
@@ -84,10 +85,8 @@ def patches_times_narrow(
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W."""
     u, (_, _, channels, k, *_) = W.shape[1], geometry
-    wide, pair, (positions, _) = _tiles(x.dtype, u, geometry)
-    W_pairs = np.zeros((k, ceil(k * channels / pair) * pair, wide), x.dtype)
-    W_pairs[:, : k * channels, :u] = W.reshape(k, k * channels, u)
-    W_pairs = np.ascontiguousarray(W_pairs.reshape(k, -1, pair, wide).swapaxes(2, 3))
+    wide, pair, (positions, _) = _tiles_of_patches(x.dtype, u, geometry)
+    W_pairs = _in_pairs(W.reshape(k, k * channels, u), pair, wide)
     sizes = np.int64(len(x)), u, positions, wide
     _run("patches_times_narrow", x, W_pairs, out, memory, *sizes, *geometry)
 
@@ -97,26 +96,100 @@ def narrow_times_patches(
 ) -> None:
     """Fill `out` (k k C, u) with x_p^T d, summed over positions and samples."""
     u = d.shape[-1]
-    wide, _, (_, pairs) = _tiles(x.dtype, u, geometry)
+    wide, _, (_, pairs) = _tiles_of_patches(x.dtype, u, geometry)
     _run("narrow_times_patches", x, d, out, memory, np.int64(len(x)), u, pairs, wide, *geometry)
 
 
-def _tiles(dtype: np.dtype, u: int, geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
+def adding_memory(dtype: np.dtype, u: int, geometry: Geometry) -> int:
+    """Return how many values of memory the sum over patches in tiles takes; 0 where they do not pay."""
+    wide, pair, pixels = _tiles_of_pixels(dtype, geometry)
+    if not wide:
+        return 0
+    _, _, _, k, s, *_ = geometry
+    (high, across), t = _pixels_of_a_phase(geometry), ceil(k / s)
+    padded = (high + t - 1) * (ceil(across / pixels) * pixels + t - 1) * u
+    size_of_M = k * sum(ceil(_over(j, k, s) * u / pair) * pair for j in range(s)) * wide
+    return 64 // dtype.itemsize + size_of_M + padded + pair
+
+
+def phases_in_pairs(K: np.ndarray, u: int, geometry: Geometry) -> np.ndarray:
+    """Return K (t t u, s s C), what each neighbour of a pixel gives it, as tiles read it: phase by phase."""
+    _, _, channels, k, s, *_ = geometry
+    wide, pair, _ = _tiles_of_pixels(K.dtype, geometry)
+    t, phases = ceil(k / s), [_over(phase, k, s) for phase in range(s)]
+    K = K.reshape(t, t, u, s, s, channels)
+    parts = [
+        _in_pairs(K[t - over :, t - beside :, :, i, j].reshape(over, beside * u, channels), pair, wide)
+        for i, over in enumerate(phases)
+        for j, beside in enumerate(phases)
+    ]
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def add_products_narrow(
+    d: np.ndarray, M: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
+) -> None:
+    """Fill images `out` with the sums of the patches d M; M from `phases_in_pairs`."""
+    wide, _, pixels = _tiles_of_pixels(d.dtype, geometry)
+    sizes = np.int64(len(d)), d.shape[-1], pixels, wide
+    _run("add_products_narrow", d, M, out, memory, *sizes, *geometry)
+
+
+def _in_pairs(W: np.ndarray, pair: int, wide: int) -> np.ndarray:
+    """Return W (n, length, u), filled up with zeros, as tiles read it: (n, length / pair, wide, pair)."""
+    n, length, u = W.shape
+    pairs = np.zeros((n, ceil(length / pair) * pair, wide), W.dtype)
+    pairs[:, :length, :u] = W
+    return np.ascontiguousarray(pairs.reshape(n, -1, pair, wide).swapaxes(2, 3))
+
+
+def _pixels_of_a_phase(geometry: Geometry) -> tuple[int, int]:
+    """Return how many pixels s q + phase of an image there are in each direction, at most."""
+    height, width, _, _, s, top, left, *_ = geometry
+    high, across = ((pad + n - 1) // s - pad // s + 1 for n, pad in ((height, top), (width, left)))
+    return high, across
+
+
+def _over(phase: int, k: int, s: int) -> int:
+    """Return how many patches lie over a pixel of such a phase, in one direction."""
+    return ceil(max(0, k - phase) / s)
+
+
+def _tiles_of_pixels(dtype: np.dtype, geometry: Geometry) -> tuple[int, int, int]:
+    """Return what tiles are for a sum over patches: their channels, values in a pair, and pixels."""
+    _, _, channels, *_ = geometry
+    _, across = _pixels_of_a_phase(geometry)
+    wide, pair, (pixels,) = _tiles(dtype, channels, [across])
+    return wide, pair, pixels
+
+
+def _tiles_of_patches(dtype: np.dtype, u: int, geometry: Geometry) -> tuple[int, int, tuple[int, ...]]:
     """Return what tiles are for a convolution: their channels, values in a pair, and their rows.
 
-    Those are positions of x_p W, and pairs of values of a patch of x_p^T d. No channels: tiles do not
-    pay.
+    Those are positions of x_p W, and pairs of values of a patch of x_p^T d.
     """
     _, _, channels, k, *_, columns = geometry
-    loops = library(dtype)
-    pair = loops.tile_pair() if loops is not None else 0
+    return _tiles(dtype, u, [columns, ceil(k * channels / max(1, _pair(dtype)))])
+
+
+def _tiles(dtype: np.dtype, u: int, lengths: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    """Return the channels of tiles for u, values in a pair, and their rows for each of `lengths`.
+
+    No channels: tiles do not pay.
+    """
+    pair = _pair(dtype)
     wide = next((width for width in HEIGHTS if 0 < u <= width), 0)
     if not pair or not wide:
-        return 0, pair, (0, 0)
-    lengths = columns, ceil(k * channels / pair)
-    positions, pairs = (max(HEIGHTS[wide], key=lambda tall: _of_use(n, tall)) for n in lengths)
-    of_use = min(_of_use(columns, positions), _of_use(lengths[1], pairs)) * u / wide
-    return wide if of_use >= PAYS else 0, pair, (positions, pairs)
+        return 0, pair, tuple(0 for _ in lengths)
+    heights = tuple(max(HEIGHTS[wide], key=lambda tall: _of_use(n, tall)) for n in lengths)
+    of_use = min(_of_use(n, tall) for n, tall in zip(lengths, heights, strict=True)) * u / wide
+    return wide if of_use >= PAYS else 0, pair, heights
+
+
+def _pair(dtype: np.dtype) -> int:
+    """Return how many values tiles take at a time; 0 where there are none."""
+    loops = library(dtype)
+    return loops.tile_pair() if loops is not None else 0
 
 
 def _of_use(n: int, tile: int) -> float:

@@ -97,7 +97,13 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
         Of d (B, H', W', u) and of images to be filled, (B, H, W, C).
     """
     if multiplied_in_loops(M):
-        M = np.ascontiguousarray(M)
+        where = geometry(window)
+        narrow = patch_loops.adding_memory(M.dtype, len(M), where)
+        M_laid_out = (
+            patch_loops.phases_in_pairs(_by_phase(M, window), len(M), where)
+            if narrow
+            else np.ascontiguousarray(M)
+        )
 
         def by_loops(d: Array, out: Array) -> None:
             if not multiplied_in_loops(M, d, out):
@@ -106,7 +112,11 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
             check_array("d", d, (len(d), *window.positions, len(M)))
             shape = (len(d), window.height, window.width, window.channels)
             check_array("out", out, shape, in_one_piece=True)
-            patch_loops.add_products(d, M, out, _some(d, window), geometry(window))
+            if narrow:
+                memory = scratch(narrow, d.dtype, d)
+                patch_loops.add_products_narrow(d, M_laid_out, out, memory, where)
+            else:
+                patch_loops.add_products(d, M_laid_out, out, _some(d, window), where)
 
         return by_loops
     if array_module(M) is not np:
