@@ -17,7 +17,7 @@ def loops(real: str, c_type: str) -> Extension:
     """Return the compiled loops of a dtype; without a C compiler npgait installs without them."""
     return Extension(
         f"npgait.kernels._loops_{real}",
-        ["npgait/kernels/loops.c", "npgait/kernels/narrow.c"],
+        ["npgait/kernels/loops.c", "npgait/kernels/tiles.c"],
         define_macros=[("REAL", c_type)],
         depends=["npgait/kernels/equations.h", "npgait/kernels/loops.h"],
         extra_compile_args=FLAGS,

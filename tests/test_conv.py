@@ -244,7 +244,7 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
 
 @pytest.mark.parametrize(
     ("window", "used", "shares"),
-    [(Window(56, 56, 24, 3, 2), 24, 4), (Window(7, 7, 48, 3), 96, 2), (Window(4, 4, 8, 3), 8, 2)],
+    [(Window(28, 28, 24, 5, 2), 48, 4), (Window(7, 7, 48, 3), 96, 2), (Window(4, 4, 8, 3), 8, 2)],
 )
 def test_compiled_loops_share_a_batch_out_in_fewer_parts_where_there_is_little_to_do(
     window, used, shares

@@ -19,7 +19,7 @@ from npgait.data import Scaling
 from npgait.kernels import loops as compiled
 from npgait.kernels import patch_loops
 from npgait.layers import patch_products
-from npgait.layers.patch_products import patches_times, patches_transposed_times, product_adder
+from npgait.layers.patch_products import multiplier, patches_transposed_times, product_adder
 from npgait.layers.patches import Window, add_patches, cut_patches, geometry
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
@@ -33,7 +33,7 @@ needs_loops = pytest.mark.skipif(
     reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
 )
 needs_tiles = pytest.mark.skipif(
-    patch_loops.narrow_memory(np.dtype(np.float32), 24, geometry(Window(224, 224, 3, 9, 4))) == 0,
+    patch_loops.summing_memory(np.dtype(np.float32), 24, geometry(Window(224, 224, 3, 9, 4))) == 0,
     reason="tiles need AVX-512, and GCC when npgait was installed",
 )
 windows = st.builds(
@@ -161,7 +161,7 @@ def check_products(window, u, real, seed):
     d = rng.standard_normal((3, *window.positions, u)).astype(real)
     x_p, rows = cut_patches(x.astype(float), window), d.reshape(-1, u).astype(float)
     out, images = np.full_like(d, np.nan), np.full_like(x, np.nan)
-    patches_times(x, W, window, out)
+    multiplier(W, window)(x, out)
     product_adder(W.T, window)(d, images)
     W, eps = W.astype(float), 2 * np.finfo(real).eps
     # Rounding of a product of n terms: at most n eps times the product of the absolute values.
@@ -175,8 +175,13 @@ def check_products(window, u, real, seed):
 
 
 def tiles(window, u, real="float32"):
-    """Memory that tiles take for a convolution; 0 where they are not for it."""
-    return patch_loops.narrow_memory(np.dtype(real), u, geometry(window))
+    """Which products of a convolution are made in tiles: x_p W, x_p^T d, and sums over patches."""
+    where, W = geometry(window), np.zeros((window.patch_size, u), real)
+    return (
+        patch_loops.multiplier_in_tiles(W, where) is not None,
+        patch_loops.summing_memory(W.dtype, u, where) > 0,
+        patch_loops.adder_in_tiles(np.ascontiguousarray(W.T), where) is not None,
+    )
 
 
 @settings(max_examples=200)
@@ -198,12 +203,12 @@ def test_products_with_patches_are_those_of_all_patches(real, window, u, some, s
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(5, 28),
-    channels=st.integers(1, 7),
+    channels=st.one_of(st.integers(1, 7), st.integers(10, 50)),
     kernel=st.integers(1, 5),
     stride=st.integers(1, 6),
     padding=st.sampled_from(["SAME", "VALID"]),
     beyond=st.integers(0, 5),
-    u=st.integers(10, 32),
+    u=st.integers(10, 70),
     seed=st.integers(0, 99),
 )
 @pytest.mark.parametrize("real", ["float32", "float64"])
@@ -216,43 +221,50 @@ def test_products_in_tiles_are_those_of_all_patches(
             for n in (rows, columns)]  # fmt: skip
     window = Window(*size, channels, kernel, stride, padding)
     assert window.positions == (rows, columns)
-    assume(tiles(window, u, real))
+    assume(any(tiles(window, u, real)))
     check_products(window, u, real, seed)
 
 
 @needs_tiles
 @pytest.mark.parametrize("real", ["float32", "float64"])
-@pytest.mark.parametrize("u", [16, 24, 32])
+@pytest.mark.parametrize("u", [16, 24, 32, 40, 64])
 @pytest.mark.parametrize("columns", [6, 9, 14])
-@pytest.mark.parametrize("values", [12, 18, 27])
-def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, values, rng):
-    """`values` of a row of a patch, odd ones too: three rows of them, of images with no padding."""
-    window = Window(11, columns + 2, values // 3, 3, padding="VALID")
-    where, dtype = geometry(window), np.dtype(real)
-    size = tiles(window, u, real)
-    assert size
-    x = rng.standard_normal((2, 11, columns + 2, values // 3)).astype(real)
+@pytest.mark.parametrize("channels", [4, 6, 9, 16, 27])
+def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, channels, rng, monkeypatch):
+    """Odd channels too; of images with no padding, so that what is read beyond them is not zeros."""
+    window = Window(11, columns + 2, channels, 3, padding="VALID")
+    where, lent = geometry(window), []
+
+    def guarded(n, dtype, x):
+        lent.append((np.full(n + 64, 7, dtype), n))
+        return lent[-1][0][:n]
+
+    monkeypatch.setattr(patch_loops, "scratch", guarded)
+    x = rng.standard_normal((2, 11, columns + 2, channels)).astype(real)
     d = rng.standard_normal((2, 9, columns, u)).astype(real)
-    memory = np.full(size + 64, 7, dtype)
-    out = np.full((d.size + 64,), 7, dtype)
     W = rng.standard_normal((window.patch_size, u)).astype(real)
-    patch_loops.patches_times_narrow(x, W, out, memory[:size], where)
-    assert (out[d.size :] == 7).all()
-    P = np.full(W.size + 64, 7, dtype)
-    patch_loops.narrow_times_patches(d, x, P, memory[:size], where)
-    assert (P[W.size :] == 7).all()
-    assert (memory[size:] == 7).all()
+    out, images, P = (np.full(n.size + 64, 7, real) for n in (d, x, W))
+    by_patches, by_sums, added = tiles(window, u, real)
+    assert by_patches and by_sums
+    patch_loops.multiplier_in_tiles(W, where)(x, out)
+    if added:
+        patch_loops.adder_in_tiles(np.ascontiguousarray(W.T), where)(d, images)
+    memory = guarded(patch_loops.summing_memory(W.dtype, u, where), W.dtype, x)
+    patch_loops.times_patches_in_tiles(d, x, P, memory, where)
+    assert (out[d.size :] == 7).all() and (images[x.size :] == 7).all() and (P[W.size :] == 7).all()
+    assert len(lent) == 2 + added and all((memory[n:] == 7).all() for memory, n in lent)
     check_products(window, u, real, 0)
 
 
 @needs_tiles
-@pytest.mark.parametrize("u", [16, 24, 32])
-def test_narrow_convolutions_are_made_in_tiles_and_no_others(u):
-    assert tiles(Window(224, 224, 3, 9, 4), u) > 0
-    assert tiles(Window(224, 224, 3, 9, 4), u + 24) == 0  # wider than a tile
-    assert tiles(Window(224, 224, 3, 9, 4), 9) == 0  # most of each tile would be of no use
-    assert tiles(Window(3, 3, 3, 9, 1), u) == 0  # as here: 3 positions, tiles of 6
-    assert tiles(Window(28, 28, 1, 3, 1), u) == 0  # or a row of a patch of 3 values
+@pytest.mark.parametrize("u", [16, 24, 32, 48, 192])
+def test_convolutions_are_made_in_tiles_where_most_of_each_is_of_use(u):
+    assert tiles(Window(28, 28, 24, 3, 2), u) == (True, True, True)
+    assert tiles(Window(224, 224, 3, 9, 4), u) == (True, True, False)  # sums of 3 channels
+    assert tiles(Window(28, 28, 24, 3, 2), 9) == (False, False, True)  # 9 channels of 16
+    assert tiles(Window(3, 1, 24, 9, 1), u)[0] is False  # 3 positions, tiles of 6
+    assert tiles(Window(28, 28, 1, 3, 1), u)[1] is False  # a row of a patch of 3 values
+    assert tiles(Window(4, 4, 24, 3, 1), 192)[1] is False  # sums over 16 positions
 
 
 @pytest.mark.parametrize("wrong", ["x", "d"])
@@ -263,7 +275,7 @@ def test_an_array_of_another_size_is_refused_and_never_read_beyond(wrong, rng, l
     if wrong == "x":
         x = x[:, :7]
         with pytest.raises(ValueError, match=r"x has shape \(2, 7, 8, 2\); expected \(2, 8, 8, 2\)"):
-            patches_times(x, W, window, np.empty((2, 8, 8, 4)))
+            multiplier(W, window)(x, np.empty((2, 8, 8, 4)))
     else:
         d = d[:, :7]
     with pytest.raises(ValueError, match=rf"{wrong} has shape \(2, 7, 8"):

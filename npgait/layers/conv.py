@@ -21,7 +21,7 @@ from npgait.inverse import InverseSolver
 from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
 from npgait.layers.patch_products import (
     multiplied_in_loops,
-    patches_times,
+    multiplier,
     patches_transposed_times,
     product_adder,
 )
@@ -34,7 +34,7 @@ _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20
 CACHE_BYTES = 4 << 20
 SHARES = 8  # parts that a batch is cut into for threads to share, where memory does not depend on it
-SLICE_OPERATIONS = 1 << 26  # of a slice's product, below which the calls around it would show
+SLICE_OPERATIONS = 1 << 27  # of a slice's product, below which the calls around it would show
 
 
 @dataclass(eq=False)
@@ -134,9 +134,10 @@ class Conv2D:
         dtype = np.result_type(x.dtype, self.W.dtype)
         a = array_module(x).empty((len(x), *self.window.positions, u), dtype=dtype)
         y = array_module(x).empty_like(a)
+        patches_times_W = multiplier(self.W[:, :u], self.window)
 
         def forward(part: slice) -> None:
-            patches_times(x[part], self.W[:, :u], self.window, out=a[part])  # x_p W
+            patches_times_W(x[part], a[part])  # x_p W
             self.f.add_bias_and_activate(a[part], self.b[:u], out=y[part])  # a = x_p W + b, y = f(a)
 
         in_threads(forward, self._slices(x, self.window.patch_size), x)

@@ -21,33 +21,45 @@ from npgait.products import summed_product, tall_product
 SOME_BYTES = 400 << 10  # of patches that loops work on at a time
 
 
-def patches_times(x: Array, W: Array, window: Window, out: Array) -> None:
-    """Fill `out` with x_p W.
+Products = Callable[[Array, Array], None]
+
+
+def multiplier(W: Array, window: Window) -> Products:
+    """Return the function that fills an array with x_p W.
 
     Parameters
     ----------
-    x : array (B, H, W, C)
     W : array (k*k*C, u)
     window : Window
-    out : array (B, H', W', u)
+
+    Returns
+    -------
+    callable
+        Of x (B, H, W, C) and of what is to be filled, (B, H', W', u).
 
     Raises
     ------
     ValueError
-        If a shape is another, or `out` does not lie in one piece.
+        By what is returned: if a shape is another, or what is to be filled does not lie in one piece.
     """
-    check_array("x", x, (len(x), window.height, window.width, window.channels))
-    check_array("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
-    if not multiplied_in_loops(x, W, out):
-        tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
-        return
-    x, where = np.ascontiguousarray(x), geometry(window)
-    if narrow := patch_loops.narrow_memory(x.dtype, W.shape[1], where):
-        patch_loops.patches_times_narrow(x, W, out, scratch(narrow, x.dtype, x), where)
-    else:
+    where, in_tiles = geometry(window), None
+    if multiplied_in_loops(W):
         lies = layout(W)
         W = W if lies is not None and lies[0] == AS_IS else np.ascontiguousarray(W)
-        patch_loops.patches_times(x, W, out, _some(x, window), where)
+        in_tiles = patch_loops.multiplier_in_tiles(W, where)
+
+    def multiply(x: Array, out: Array) -> None:
+        check_array("x", x, (len(x), window.height, window.width, window.channels))
+        check_array("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
+        if not multiplied_in_loops(x, W, out):
+            tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
+        elif in_tiles is not None:
+            in_tiles(np.ascontiguousarray(x), out)
+        else:
+            x = np.ascontiguousarray(x)
+            patch_loops.patches_times(x, W, out, _some(x, window), where)
+
+    return multiply
 
 
 def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
@@ -74,16 +86,16 @@ def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
     if not multiplied_in_loops(x, d):  # (d^T x_p)^T: of the two, the faster
         return summed_product(d.reshape(-1, u), _patches(x, window)).T
     x, d, where = np.ascontiguousarray(x), np.ascontiguousarray(d), geometry(window)
-    if narrow := patch_loops.narrow_memory(x.dtype, u, where):
+    if size := patch_loops.summing_memory(x.dtype, u, where):
         P = np.empty((window.patch_size, u), x.dtype)
-        patch_loops.narrow_times_patches(d, x, P, scratch(narrow, x.dtype, x), where)
+        patch_loops.times_patches_in_tiles(d, x, P, scratch(size, x.dtype, x), where)
         return P
     P = np.empty((u, window.patch_size), x.dtype)
     patch_loops.times_patches(d, x, P, _some(x, window), where)
     return P.T
 
 
-def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
+def product_adder(M: Array, window: Window) -> Products:
     """Return the function that fills images with the sums of the patches d M.
 
     Parameters
@@ -97,13 +109,8 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
         Of d (B, H', W', u) and of images to be filled, (B, H, W, C).
     """
     if multiplied_in_loops(M):
-        where = geometry(window)
-        narrow = patch_loops.adding_memory(M.dtype, len(M), where)
-        M_laid_out = (
-            patch_loops.phases_in_pairs(_by_phase(M, window), len(M), where)
-            if narrow
-            else np.ascontiguousarray(M)
-        )
+        M, where = np.ascontiguousarray(M), geometry(window)
+        in_tiles = patch_loops.adder_in_tiles(M, where)
 
         def by_loops(d: Array, out: Array) -> None:
             if not multiplied_in_loops(M, d, out):
@@ -112,11 +119,10 @@ def product_adder(M: Array, window: Window) -> Callable[[Array, Array], None]:
             check_array("d", d, (len(d), *window.positions, len(M)))
             shape = (len(d), window.height, window.width, window.channels)
             check_array("out", out, shape, in_one_piece=True)
-            if narrow:
-                memory = scratch(narrow, d.dtype, d)
-                patch_loops.add_products_narrow(d, M_laid_out, out, memory, where)
+            if in_tiles is not None:
+                in_tiles(d, out)
             else:
-                patch_loops.add_products(d, M_laid_out, out, _some(d, window), where)
+                patch_loops.add_products(d, M, out, _some(d, window), where)
 
         return by_loops
     if array_module(M) is not np:
