@@ -42,4 +42,4 @@ def keep_memory() -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, as high as it goes
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: none is a mapping of its own, which would go back when freed

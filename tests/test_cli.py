@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -345,6 +346,24 @@ def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are()
     with blas_threads(models.square(784, 10), 60):
         assert threads() == before
     assert threads() == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_memory speaks to glibc")
+def test_memory_of_any_size_that_a_step_frees_is_kept_for_the_next():
+    faults = (
+        "import numpy as np, resource, sys\n"
+        "from npgait.cli.threads import keep_memory\n"
+        "if sys.argv[1] == 'kept': keep_memory()\n"
+        "for step in range(4):\n"
+        "    if step == 2: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.ones(10_000_000), np.ones(100_000)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    freed, kept = (
+        int(subprocess.run([sys.executable, "-c", faults, word], capture_output=True, check=True).stdout)
+        for word in ("freed", "kept")
+    )
+    assert kept <= 4 < 2 * 80e6 / (2 << 20) <= freed  # a fault for each page, of 2 MiB at most
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits as on POSIX")
