@@ -17,9 +17,9 @@ def loops(real: str, c_type: str) -> Extension:
     """Return the compiled loops of a dtype; without a C compiler npgait installs without them."""
     return Extension(
         f"npgait.kernels._loops_{real}",
-        ["npgait/kernels/loops.c", "npgait/kernels/tiles.c"],
+        [f"npgait/kernels/{name}.c" for name in ("loops", "tiles", "tiles_avx2")],
         define_macros=[("REAL", c_type)],
-        depends=["npgait/kernels/equations.h", "npgait/kernels/loops.h"],
+        depends=[f"npgait/kernels/{name}" for name in ("equations.h", "loops.h", "tiles.c")],
         extra_compile_args=FLAGS,
         optional=True,
     )

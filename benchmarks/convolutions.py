@@ -1,8 +1,10 @@
 """Products with patches on a CPU: tiles beside BLAS, as shares of the rate of a product of 1024 by 1024.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/convolutions.py [--images 32] [--rounds 15]
+    OPENBLAS_CORETYPE=Haswell OPENBLAS_NUM_THREADS=1 python benchmarks/convolutions.py --lanes 4
 
-Each is timed just after such a product, so that a processor that changes its speed changes both.
+The second as on a processor with AVX2 and no AVX-512. Each is timed just after such a product, so that
+a processor that changes its speed changes both.
 """
 
 from __future__ import annotations
@@ -69,7 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--lanes", type=int, choices=(4, 8), help="of the registers that tiles use")
     options = parser.parse_args()
+    if options.lanes:
+        patch_loops.register_lanes = lambda dtype: options.lanes
     keep_memory()
     print("| image, channels to channels | kernel, stride | x_p W | x_p^T d | sum over patches |")
     print("|---" * 5 + "|")

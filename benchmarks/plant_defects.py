@@ -283,7 +283,7 @@ DEFECTS = [
     Defect("tiles: the first channels' errors for all", "npgait/kernels/tiles.c",
            "repeat(d + t * u + c,", "repeat(d + t * u,", LOOPS),
     Defect("tiles: all phases with the weights of the first", "npgait/kernels/tiles.c",
-           "M_phase += blocks * 8 * V * size_of_M;", "", LOOPS),
+           "M_phase += blocks * LANES * V * size_of_M;", "", LOOPS),
     Defect("tiles: pixels of the padding are written", "npgait/kernels/tiles.c",
            "&& 0 <= w && w < width)", "&& w < width)", LOOPS),
     Defect("tiles: neighbours the wrong way round", "npgait/kernels/tiles.c",

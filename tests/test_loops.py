@@ -32,10 +32,21 @@ needs_loops = pytest.mark.skipif(
     compiled.library(np.dtype(np.float32)) is None,
     reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
 )
+most_lanes = patch_loops.register_lanes(np.dtype(np.float32))
 needs_tiles = pytest.mark.skipif(
-    patch_loops.summing_memory(np.dtype(np.float32), 24, geometry(Window(224, 224, 3, 9, 4))) == 0,
-    reason="tiles need AVX-512, and GCC when npgait was installed",
+    most_lanes == 0, reason="tiles need AVX2 or AVX-512, and GCC when npgait was installed"
 )
+
+
+@pytest.fixture(params=[4, 8])
+def lanes(request, monkeypatch):
+    """Tiles of AVX2 and of AVX-512, each where the processor has it."""
+    if most_lanes < request.param:
+        pytest.skip(f"this processor's registers have {most_lanes} lanes")
+    monkeypatch.setattr(patch_loops, "register_lanes", lambda dtype: request.param)
+    return request.param
+
+
 windows = st.builds(
     Window,
     height=st.integers(5, 19),
@@ -213,7 +224,7 @@ def test_products_with_patches_are_those_of_all_patches(real, window, u, some, s
 )
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_products_in_tiles_are_those_of_all_patches(
-    real, rows, columns, channels, kernel, stride, padding, beyond, u, seed
+    real, lanes, rows, columns, channels, kernel, stride, padding, beyond, u, seed
 ):
     """`beyond`: pixels after the last patch of a VALID window, or that a SAME one lacks."""
     beyond %= stride
@@ -227,10 +238,10 @@ def test_products_in_tiles_are_those_of_all_patches(
 
 @needs_tiles
 @pytest.mark.parametrize("real", ["float32", "float64"])
-@pytest.mark.parametrize("u", [16, 24, 32, 40, 64])
+@pytest.mark.parametrize("u", [16, 24, 40, 64])
 @pytest.mark.parametrize("columns", [6, 9, 14])
-@pytest.mark.parametrize("channels", [4, 6, 9, 16, 27])
-def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, channels, rng, monkeypatch):
+@pytest.mark.parametrize("channels", [4, 9, 16, 27])
+def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, channels, lanes, rng, monkeypatch):
     """Odd channels too; of images with no padding, so that what is read beyond them is not zeros."""
     window = Window(11, columns + 2, channels, 3, padding="VALID")
     where, lent = geometry(window), []
@@ -258,7 +269,8 @@ def test_tiles_of_every_size_keep_to_their_memory(real, u, columns, channels, rn
 
 @needs_tiles
 @pytest.mark.parametrize("u", [16, 24, 32, 48, 192])
-def test_convolutions_are_made_in_tiles_where_most_of_each_is_of_use(u):
+def test_convolutions_are_made_in_tiles_where_most_of_each_is_of_use(u, monkeypatch):
+    monkeypatch.setattr(patch_loops, "register_lanes", lambda dtype: 8)
     assert tiles(Window(28, 28, 24, 3, 2), u) == (True, True, True)
     assert tiles(Window(224, 224, 3, 9, 4), u) == (True, True, False)  # sums of 3 channels
     assert tiles(Window(28, 28, 24, 3, 2), 9) == (False, False, True)  # 9 channels of 16

@@ -20,7 +20,8 @@ Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
 InTiles = Callable[[np.ndarray, np.ndarray], None]
 PAYS = 0.6  # share of the tiles that has to be of use, from which on they are faster than BLAS
 WORTH_SUMS = 40  # positions of an image, below which sums of wide results are taken up too often
-HEIGHTS = {24: (7, 9, 6), 32: (6,), 16: (7, 9, 6)}  # of the tiles in tiles.c, by their channels
+# Rows of the tiles in tiles.c, by lanes of a register and by their channels.
+HEIGHTS = {8: {24: (7, 9, 6), 32: (6,), 16: (7, 9, 6)}, 4: {12: (4,), 8: (6, 5)}}
 LINE = 64  # bytes of a line of the cache
 BAND, POSITIONS = 24000, 126  # as there
 
@@ -76,19 +77,19 @@ def multiplier_in_tiles(W: np.ndarray, geometry: Geometry) -> InTiles | None:
     W (k k C, u) may be columns of a larger matrix.
     """
     _, _, channels, k, s, _, _, rows, columns = geometry
-    u, dtype, pair = W.shape[1], W.dtype, _pair(W.dtype)
+    u, dtype, pair, lanes = W.shape[1], W.dtype, _pair(W.dtype), register_lanes(W.dtype)
     wide, tall = _tile(dtype, u, _at_a_time(rows, columns))
     if not wide:
         return None
     length = _filled(k * channels, pair)
     laid_out = _zeros(_filled(u, wide) * k * length, dtype)
-    _run("lay_out_patches", W, laid_out, u, W.strides[0] // W.itemsize, wide, *geometry)
+    _run(f"lay_out_patches_{lanes}", W, laid_out, u, W.strides[0] // W.itemsize, wide, *geometry)
     padded = ((rows - 1) * s + k) * ((columns - 1) * s + k) * channels
 
     def multiply(x: np.ndarray, out: np.ndarray) -> None:
         memory = scratch(padded + pair, dtype, x)
         _run(
-            "patches_times_in_tiles",
+            f"patches_times_in_tiles_{lanes}",
             x,
             laid_out,
             out,
@@ -106,20 +107,20 @@ def multiplier_in_tiles(W: np.ndarray, geometry: Geometry) -> InTiles | None:
 def adder_in_tiles(M: np.ndarray, geometry: Geometry) -> InTiles | None:
     """Return the function that fills images `out` with the sums of the patches d M, or None."""
     height, width, channels, k, s, top, left, *_ = geometry
-    u, dtype, pair = len(M), M.dtype, _pair(M.dtype)
+    u, dtype, pair, lanes = len(M), M.dtype, _pair(M.dtype), register_lanes(M.dtype)
     high, across = ((pad + n - 1) // s - pad // s + 1 for n, pad in ((height, top), (width, left)))
     wide, tall = _tile(dtype, channels, _at_a_time(high, across))
     if not wide:
         return None
     beside = [ceil(max(0, k - phase) / s) for phase in range(s)]  # patches over a pixel in one direction
     laid_out = _zeros(_filled(channels, wide) * k * sum(_filled(n * u, pair) for n in beside), dtype)
-    _run("lay_out_phases", M, laid_out, u, wide, *geometry)
+    _run(f"lay_out_phases_{lanes}", M, laid_out, u, wide, *geometry)
     padded = (high + beside[0] - 1) * (across + beside[0] - 1) * u
 
     def add(d: np.ndarray, out: np.ndarray) -> None:
         memory = scratch(padded + pair, dtype, d)
         sizes = np.int64(len(d)), u, tall, wide
-        _run("add_products_in_tiles", d, laid_out, out, memory, *sizes, *geometry)
+        _run(f"add_products_in_tiles_{lanes}", d, laid_out, out, memory, *sizes, *geometry)
 
     return add
 
@@ -142,25 +143,26 @@ def times_patches_in_tiles(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (k k C, u) with x_p^T d, summed over positions and samples."""
-    u = d.shape[-1]
+    u, lanes = d.shape[-1], register_lanes(x.dtype)
     wide, tall = _tile_of_sums(x.dtype, u, geometry)
-    _run("times_patches_in_tiles", x, d, out, memory, np.int64(len(x)), u, tall, wide, *geometry)
+    sizes = np.int64(len(x)), u, tall, wide
+    _run(f"times_patches_in_tiles_{lanes}", x, d, out, memory, *sizes, *geometry)
 
 
 def _tile_of_sums(dtype: np.dtype, u: int, geometry: Geometry) -> tuple[int, int]:
     _, _, channels, k, *_ = geometry
-    return _tile(dtype, u, ceil(k * channels / max(1, _pair(dtype))))
+    return _tile(dtype, u, ceil(k * channels / _pair(dtype)))
 
 
 def _tile(dtype: np.dtype, u: int, rows: int) -> tuple[int, int]:
     """Return channels and rows of the tiles for a result of u channels; no channels: they do not pay."""
     most, best = 0.0, (0, 0)
-    for wide, heights in HEIGHTS.items():
+    for wide, heights in HEIGHTS.get(register_lanes(dtype), {}).items():
         for tall in heights:
             of_use = u / _filled(u, wide) * rows / _filled(rows, tall)
             if of_use > most:
                 most, best = of_use, (wide, tall)
-    return best if _pair(dtype) and most >= PAYS else (0, 0)
+    return best if most >= PAYS else (0, 0)
 
 
 def _at_a_time(rows: int, columns: int) -> int:
@@ -168,10 +170,15 @@ def _at_a_time(rows: int, columns: int) -> int:
     return min(rows, max(1, POSITIONS // columns)) * columns
 
 
-def _pair(dtype: np.dtype) -> int:
-    """Return how many values tiles take at a time; 0 where there are none."""
+def register_lanes(dtype: np.dtype) -> int:
+    """Return how many lanes of eight bytes a register has; 0 where there are no tiles."""
     loops = library(dtype)
-    return loops.tile_pair() if loops is not None else 0
+    return loops.tile_lanes() if loops is not None else 0
+
+
+def _pair(dtype: np.dtype) -> int:
+    """Return how many values a lane holds."""
+    return 8 // dtype.itemsize
 
 
 def _filled(n: int, size: int) -> int:
