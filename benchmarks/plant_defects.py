@@ -31,7 +31,7 @@ class Defect:
 
 
 RULES = "tests/test_rules.py tests/test_golden_dense.py"
-LOOPS = "tests/test_loops.py"
+LOOPS = "tests/test_loops.py tests/test_patch_loops.py"
 BLAS = "tests/test_blas.py"
 CUBLAS = "tests/test_cublas.py"
 CONV = "tests/test_conv.py tests/test_golden_conv.py"

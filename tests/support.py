@@ -10,9 +10,14 @@ import pytest
 from npgait import blas, kernels
 from npgait.activations import LeakyReLU, Linear
 from npgait.initialisation import orthogonal
-from npgait.kernels import patch_loops
+from npgait.kernels import loops, patch_loops
 from npgait.layers import Dense
 from npgait.network import Network
+
+needs_loops = pytest.mark.skipif(
+    loops.library(np.dtype(np.float32)) is None,
+    reason="npgait was installed without a C compiler, or NPGAIT_LOOPS=numpy is set",
+)
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
@@ -103,3 +108,12 @@ def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "library", lambda dtype: None)
     monkeypatch.setattr(patch_loops, "library", lambda dtype: None)
     monkeypatch.setattr(blas, "function", lambda name, dtype: None)
+
+
+def both(monkeypatch, work):
+    """Return what `work` returns with compiled loops and with NumPy alone."""
+    with monkeypatch.context() as patch:
+        with_loops(patch)
+        got = work()
+        without_loops(patch)
+        return got, work()
