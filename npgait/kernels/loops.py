@@ -69,7 +69,7 @@ def run_loop(name: str, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
     Parameters
     ----------
     name : str
-        Of the function in loops.c.
+        Of the function in loops.c or tiles.c.
     dtype : numpy.dtype
         What REAL stands for.
     arguments : tuple

@@ -205,7 +205,8 @@ TILE add_products_tiles(int R, int V, const REAL* d, const REAL* M, REAL* x, REA
                         WINDOW) {
     int t = patches_over(0, k, s), first_row = top / s, first_column = left / s;
     int high = (top + height - 1) / s - first_row + 1, wide = (left + width - 1) / s - first_column + 1;
-    int64 pitch = (int64)(wide + t - 1) * u, some = rows_at_a_time(wide), blocks = (channels + LANES * V - 1) / (LANES * V);
+    int64 pitch = (int64)(wide + t - 1) * u, some = rows_at_a_time(wide);
+    int64 blocks = (channels + LANES * V - 1) / (LANES * V);
     memset(memory, 0, ((high + t - 1) * pitch + PAIR) * sizeof(REAL));
     for (int64 b = 0; b < samples; ++b, d += (int64)rows * columns * u, x += (int64)height * width * channels) {
         pad(d, memory, high + t - 1, pitch, rows, columns, u, t - 1 - first_row, t - 1 - first_column);
@@ -238,8 +239,7 @@ TILE add_products_tiles(int R, int V, const REAL* d, const REAL* M, REAL* x, REA
     }
 }
 
-// Writes one row after the other, u values each of which the next PAIR - 1 rows follow: a function of its own, where
-// compilers know that they are apart.
+// Writes u values of PAIR rows by turns. A function of its own, as `repeat` is.
 TILED __attribute__((noinline)) static void interleave(const REAL* first, const REAL* second, REAL* restrict out,
                                                        int64 u) {
     for (int64 c = 0; c < u; ++c) {
@@ -265,8 +265,8 @@ TILED static void lay_out(const REAL* W, REAL* out, int over, int64 by_over, int
             }
 }
 
-// W (k k channels, u) of rows `ldw` apart as patches_times_in_tiles takes it, M (u, k k channels) as add_products_in_tiles
-// does; `out` full of zeros.
+// W (k k channels, u) of rows `ldw` apart as patches_times_in_tiles takes it, M (u, k k channels) as
+// add_products_in_tiles does; `out` full of zeros.
 EXPORT void NAME(lay_out_patches)(const REAL* W, REAL* out, int u, int ldw, int wide, WINDOW) {
     int64 n = (int64)k * channels;
     (void)height, (void)width, (void)s, (void)top, (void)left, (void)rows, (void)columns;
@@ -286,20 +286,20 @@ EXPORT void NAME(lay_out_phases)(const REAL* M, REAL* out, int u, int wide, WIND
 
 // a = x_p W, in tiles of `tall` positions by `wide` channels: W (ceil(u / wide), k, ceil(k channels / PAIR), wide, PAIR).
 // `memory` holds a padded image and PAIR values more: where k channels is odd, zeros of W meet the pixel behind.
-EXPORT TILED void NAME(patches_times_in_tiles)(const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples, int u,
-                                       int tall, int wide, WINDOW) {
+EXPORT TILED void NAME(patches_times_in_tiles)(const REAL* x, const REAL* W, REAL* a, REAL* memory, int64 samples,
+                                                int u, int tall, int wide, WINDOW) {
 #define PATCHES_TIMES(R, V)             \
-    if (tall == R && wide == LANES * V)     \
+    if (tall == R && wide == LANES * V) \
         patches_times_tiles(R, V, x, W, a, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
     EACH_TILE(PATCHES_TIMES)
 }
 
 // P = x_p^T d, summed over positions and samples, in tiles of `tall` pairs by `wide` channels: P (k k channels, u).
 // `memory` holds a padded image and a tile's rows more, d at some rows of positions, and P in tiles.
-EXPORT TILED void NAME(times_patches_in_tiles)(const REAL* x, const REAL* d, REAL* P, REAL* memory, int64 samples, int u,
-                                       int tall, int wide, WINDOW) {
+EXPORT TILED void NAME(times_patches_in_tiles)(const REAL* x, const REAL* d, REAL* P, REAL* memory, int64 samples,
+                                                int u, int tall, int wide, WINDOW) {
 #define TIMES_PATCHES(R, V)             \
-    if (tall == R && wide == LANES * V)     \
+    if (tall == R && wide == LANES * V) \
         times_patches_tiles(R, V, x, d, P, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
     EACH_TILE(TIMES_PATCHES)
 }
@@ -307,10 +307,10 @@ EXPORT TILED void NAME(times_patches_in_tiles)(const REAL* x, const REAL* d, REA
 // x = the sum over patches of d M, in gather form and in tiles of `tall` pixels of one phase by `wide` channels: M
 // (ceil(channels / wide), over, ceil(beside u / PAIR), wide, PAIR) of each phase of rows and columns. `memory` holds a
 // padded d and PAIR values more.
-EXPORT TILED void NAME(add_products_in_tiles)(const REAL* d, const REAL* M, REAL* x, REAL* memory, int64 samples, int u,
-                                      int tall, int wide, WINDOW) {
+EXPORT TILED void NAME(add_products_in_tiles)(const REAL* d, const REAL* M, REAL* x, REAL* memory, int64 samples,
+                                                int u, int tall, int wide, WINDOW) {
 #define ADD_PRODUCTS(R, V)              \
-    if (tall == R && wide == LANES * V)     \
+    if (tall == R && wide == LANES * V) \
         add_products_tiles(R, V, d, M, x, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
     EACH_TILE(ADD_PRODUCTS)
 }
