@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -135,7 +136,9 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
         choose("digits", [], ["nothing"], {})
 
 
-def test_bench_prints_tables_and_json():
+def test_bench_prints_tables_and_json(monkeypatch):
+    smaller = partial(product_rate, n=256)  # 2048 rows take a while
+    monkeypatch.setattr("npgait.cli.bench.product_rate", smaller)
     arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
     run = CliRunner().invoke(cli, arguments)
     assert run.exit_code == 0, run.output
