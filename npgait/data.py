@@ -103,7 +103,10 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     axes = tuple(range(min(x.ndim, 3)))
     mean = x.mean(axis=axes, dtype=np.float64)
     # In slices: float64 copies of a whole data set would not fit in memory.
-    squares = sum(np.square(x[i : i + 1000] - mean).sum(axis=axes) for i in range(0, len(x), 1000))
+    squares = sum(
+        np.square(np.subtract(x[i : i + 1000], mean, dtype=np.float64)).sum(axis=axes)
+        for i in range(0, len(x), 1000)
+    )
     return mean, squares / (x.size / np.size(mean))
 
 
@@ -255,7 +258,8 @@ def array_data(
     Raises
     ------
     TypeError, ValueError
-        If the arrays are not such, do not fit each other, or hold NaN or infinity.
+        If the arrays are not such, do not fit each other, or hold NaN, infinity or what is too large for
+        `dtype`.
     """
     x, labels = as_array(x), as_array(labels)
     if x.ndim < 2 or len(x) == 0:
@@ -269,8 +273,9 @@ def array_data(
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (n_classes is not None and high >= n_classes):
         raise ValueError(f"labels lie in {low}..{high}; expected 0..{(n_classes or high + 1) - 1}")
-    if x.dtype.kind == "f" and not bool(array_module(x).isfinite(x).all()):
-        raise ValueError("x holds NaN or infinity; every value has to be finite")
+    dtype = parse_dtype(dtype)
+    if x.dtype.kind == "f" and x.size:
+        _check_range(float(x.min()), float(x.max()), dtype)
     values = math.prod(x.shape[1:])
     shape = shape or (values,)
     if values != math.prod(shape):
@@ -278,6 +283,17 @@ def array_data(
     if augmentation != "none" and x.ndim not in (3, 4):
         raise ValueError(f"x has shape {x.shape}; augmentation {augmentation!r} takes images")
     prepare = Preparation(
-        scaling or Scaling(), parse_dtype(dtype), device, shape, augmentation=augmentation
+        scaling or Scaling(), dtype, device, shape, augmentation=augmentation
     )
     return ArrayData(x, labels, prepare)
+
+
+def _check_range(low: float, high: float, dtype: np.dtype) -> None:
+    """Raise a ValueError where values from `low` to `high` are not finite in `dtype`."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("x holds NaN or infinity; every value has to be finite")
+    largest = float(np.finfo(dtype).max)
+    if not -largest <= low <= high <= largest:
+        raise ValueError(
+            f"x reaches from {low:.3g} to {high:.3g}; {dtype} ends at {largest:.3g}: scale x down"
+        )

@@ -8,7 +8,7 @@ from npgait.data import ArrayData, array_data
 from npgait.losses import LOSSES
 from npgait.network import Network
 from npgait.optimizers import Adam, Optimizer
-from npgait.rules import Rule, bind, draw_feedback
+from npgait.rules import Rule, bind, feedback_of
 from npgait.streams import random_streams
 from npgait.training import EpochDone, Recipe, train
 from npgait.validation import whole
@@ -52,7 +52,7 @@ def fit(
     test : (x, labels), optional
         Evaluated after each epoch.
     seed : int
-        Of the order of samples and of random feedback.
+        Of the order of samples, and of random feedback where the network has none that the rule can use.
     graphs : bool
         Whether a GPU may replay steps from CUDA graphs; see `replay`.
 
@@ -76,7 +76,7 @@ def fit(
         raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
     streams = random_streams(seed)
     if isinstance(rule, str):
-        network.feedback = draw_feedback(rule, network, streams.feedback)
+        network.feedback = feedback_of(network, rule, streams.feedback)
         rule = bind(rule, feedback=network.feedback)
         ortho_strength = ortho_strength if rule.inverting_walk is not None else 0.0
     recipe = Recipe(

@@ -114,6 +114,15 @@ class InverseSolver:
         plan = follow(self.plans, product)
         if plan is not None:
             return self._as_planned(plan, d, W, G)
+        lift = _lift(d)
+        if lift is None:
+            return self._looked_at(d, W, G, name)
+        return self._looked_at(d * lift, W, G, name) / lift
+
+    def _looked_at(self, d: Array, W: Array, G: Array | None, name: str) -> Array:
+        """Return z, made in the way that a look at d, W and G shows to be the best."""
+        n, m = W.shape
+        product = name, G is None
         tolerance = self._tolerance(W)
         direct = "lu" if n == m else "qr"
         z, method, terms = None, direct, 0
@@ -162,6 +171,20 @@ class InverseSolver:
             return 1000
         rows = d.size // d.shape[-1]
         return 3 + n // max(rows, 1)
+
+
+def _lift(d: Array) -> Array | None:
+    """Return the power of two (0-d) by which errors grow so that no square of them underflows.
+
+    None where none does; on a GPU, which is not waited for, 1.
+    """
+    xp, kind = array_module(d), np.finfo(d.dtype)
+    small = xp.linalg.norm(d) < float(kind.tiny) ** 0.5 / float(kind.eps)
+    if d.size == 0 or (xp is np and not small):
+        return None
+    largest = xp.abs(d).max()
+    exponent = xp.minimum(-xp.frexp(largest)[1], int(kind.maxexp) - 8)
+    return xp.where(small & (largest > 0), xp.ldexp(xp.ones_like(largest), exponent), 1).astype(d.dtype)
 
 
 def _normal_equations(d: Array, W: Array, G: Array, tolerance: float) -> Array | None:

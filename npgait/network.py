@@ -181,12 +181,14 @@ class Network:
 
         Raises
         ------
-        ValueError
-            If x has another number of values a sample, or an output is NaN.
+        TypeError, ValueError
+            If x is not of real numbers, has another number of values a sample, or an output is NaN.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         x = as_array(x)
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"x is of dtype {x.dtype}; expected real numbers")
         if x.ndim < 2 or math.prod(x.shape[1:]) != math.prod(self.shape_in):
             raise ValueError(
                 f"x has shape {x.shape}; expected (N, {', '.join(map(str, self.shape_in))}), or as "
@@ -204,6 +206,10 @@ class Network:
                 )
             classes[start : start + batch_size] = to_host(y.argmax(axis=1))
         return classes
+
+    def named_feedback(self) -> dict[str, Array]:
+        """Return the feedback weights by number of layer, "1", "2" ..., as files hold them."""
+        return {str(l): B for l, B in enumerate(self.feedback or []) if B is not None}
 
     def parameters(self) -> list[Array]:
         """Return W and b of each layer, in order; the arrays themselves, to be updated in place."""

@@ -26,20 +26,23 @@ class Optimizer(Protocol):
         """Subtract one step from the parameters, in place."""
 
     def state(self) -> dict[str, Array]:
-        """Return what `load` needs to go on as if never stopped."""
+        """Return what `load` needs to go on as if never stopped: later steps leave it as it is."""
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Take up the state that `state` returned."""
 
 
-def _check_rate(learning_rate: float) -> None:
+def _rate(learning_rate: float) -> float:
+    """Return a rate as a float: times a NumPy scalar, float32 would become float64."""
     if not (learning_rate > 0 and np.isfinite(learning_rate)):
         raise ValueError(f"learning_rate is {learning_rate}; expected a finite number above 0")
+    return float(learning_rate)
 
 
-def _check_decay(name: str, value: float) -> None:
+def _decay(name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; expected 0 <= {name} < 1")
+    return float(value)
 
 
 @dataclass
@@ -49,7 +52,7 @@ class SGD:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        _check_rate(self.learning_rate)
+        self.learning_rate = _rate(self.learning_rate)
 
     def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
         """Subtract lr g from each parameter, in place."""
@@ -73,8 +76,8 @@ class Momentum:
     v: list[Array] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        _check_rate(self.learning_rate)
-        _check_decay("momentum", self.momentum)
+        self.learning_rate = _rate(self.learning_rate)
+        self.momentum = _decay("momentum", self.momentum)
 
     def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
         """Change each parameter by one step, in place."""
@@ -86,8 +89,8 @@ class Momentum:
             p -= self.learning_rate * v
 
     def state(self) -> dict[str, Array]:
-        """Return the velocities."""
-        return {f"v{i}": v for i, v in enumerate(self.v)}
+        """Return copies of the velocities."""
+        return {f"v{i}": v.copy() for i, v in enumerate(self.v)}
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Take up the velocities."""
@@ -117,11 +120,11 @@ class Adam:
     clock: Array | None = field(default=None, repr=False)  # t, rate, epsilon on a GPU
 
     def __post_init__(self) -> None:
-        _check_rate(self.learning_rate)
-        _check_decay("beta1", self.beta1)
-        _check_decay("beta2", self.beta2)
+        self.learning_rate = _rate(self.learning_rate)
+        self.beta1, self.beta2 = _decay("beta1", self.beta1), _decay("beta2", self.beta2)
         if not self.epsilon > 0:
             raise ValueError(f"epsilon is {self.epsilon}; expected a number above 0")
+        self.epsilon = float(self.epsilon)
 
     def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
         """Change each parameter by one step, in place."""
@@ -179,9 +182,9 @@ class Adam:
         p -= t
 
     def state(self) -> dict[str, Array]:
-        """Return t and both moments."""
-        moments = {f"m{i}": m for i, m in enumerate(self.m)}
-        moments |= {f"v{i}": v for i, v in enumerate(self.v)}
+        """Return t and copies of both moments."""
+        moments = {f"m{i}": m.copy() for i, m in enumerate(self.m)}
+        moments |= {f"v{i}": v.copy() for i, v in enumerate(self.v)}
         return {"t": np.asarray(self.t), **moments}
 
     def load(self, state: Mapping[str, Array]) -> None:
@@ -210,6 +213,6 @@ def _zeros_like(parameters: Sequence[Array]) -> list[Array]:
 
 
 def _listed(state: Mapping[str, Array], letter: str) -> list[Array]:
-    """Return the arrays letter0, letter1, ... of a state, in order."""
+    """Return copies of the arrays letter0, letter1, ... of a state, in order."""
     count = sum(key[0] == letter and key[1:].isdecimal() for key in state)
-    return [state[f"{letter}{i}"] for i in range(count)]
+    return [state[f"{letter}{i}"].copy() for i in range(count)]

@@ -122,8 +122,14 @@ def residual(G: Array, c2: Array | float = 1.0) -> Array:
 
 @contextmanager
 def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
-    """Yield G - c^2 I = -c^2 R, in the memory of G, whose diagonal is put back afterwards."""
-    D = array_module(G).ascontiguousarray(G)
+    """Yield G - c^2 I = -c^2 R, in the memory of G, whose diagonal is put back afterwards.
+
+    Of a G that is read-only, in a copy.
+    """
+    xp = array_module(G)
+    D = xp.ascontiguousarray(G)
+    if xp is np and not D.flags.writeable:
+        D = D.copy()
     diagonal = _diagonal(D)
     before = diagonal.copy()
     diagonal -= c2

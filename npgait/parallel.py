@@ -22,6 +22,7 @@ LARGE = 1 << 18  # values of an array from which on elementwise work is done by 
 STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
 MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 _local = threading.local()
+_sharing_out = threading.Lock()
 
 
 def in_threads(
@@ -33,7 +34,8 @@ def in_threads(
     """Return `work(part)` for each part, in order.
 
     Where `x` is NumPy's, parts are worked on in as many threads as BLAS would take, with BLAS at one
-    thread meanwhile. Results do not depend on how many that are.
+    thread meanwhile. Results do not depend on how many that are. While another thread of the program does
+    so, this one works alone.
 
     Parameters
     ----------
@@ -49,6 +51,16 @@ def in_threads(
     threads = 1 if array_module(x) is not np or len(parts) < 2 else _blas_threads()
     if threads < 2 or (sizes is not None and max(sizes) * threads > sum(sizes)):
         return [work(part) for part in parts]
+    if not _sharing_out.acquire(blocking=False):  # BLAS has one number of threads in all of a process
+        return [work(part) for part in parts]
+    try:
+        return _share_out(work, parts, threads)
+    finally:
+        _sharing_out.release()
+
+
+def _share_out(work: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> list[Result]:
+    """Return `work(part)` for each part, in order, from so many threads, this one among them."""
     left = deque(enumerate(parts))
     results: dict[int, Result] = {}
 

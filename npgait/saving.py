@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from npgait.activations import Activation, LeakyReLU, Linear
-from npgait.backend import CPU, Device
+from npgait.backend import CPU, Array, Device
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Layer, Network
@@ -35,7 +35,11 @@ def save_network(path: str | Path, network: Network) -> None:
     OSError
         If the file cannot be written.
     """
-    arrays = {"parameters": dict(network.named_parameters()), "optimizer": {}, "feedback": {}}
+    arrays = {
+        "parameters": dict(network.named_parameters()),
+        "optimizer": {},
+        "feedback": network.named_feedback(),
+    }
     save_checkpoint(Path(path), Checkpoint({"network": describe(network)}, arrays))
 
 
@@ -64,7 +68,9 @@ def load_network(path: str | Path, *, device: Device = CPU) -> Network:
         parameters = {
             name: device.xp.asarray(array) for name, array in checkpoint.arrays["parameters"].items()
         }
-        return Network([_layer(layer, parameters) for layer in described])
+        network = Network([_layer(layer, parameters) for layer in described])
+        network.feedback = _feedback(checkpoint.arrays["feedback"], network, device)
+        return network
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: holds no network that can be built ({error})") from error
 
@@ -126,6 +132,17 @@ def _layer(described: dict[str, Any], parameters: dict[str, Any]) -> Layer:
         window = Window(height, width, channels, kernel, stride, str(padding))
         return Conv2D(W, b, window, used, f, name, implicit=implicit)
     raise ValueError(f"{name} is of kind {described['kind']!r}; expected dense or conv")
+
+
+def _feedback(arrays: dict[str, Any], network: Network, device: Device) -> list[Array | None] | None:
+    """Return the feedback weights of each layer; None where the file holds none."""
+    numbers = {str(l): l for l in range(len(network.layers))}
+    feedback: list[Array | None] = [None] * len(numbers)
+    for key, B in arrays.items():
+        if key not in numbers or B.ndim != 2 or B.dtype != network.dtype:
+            raise ValueError(f"feedback {key} is {B.dtype} {B.shape}; expected a layer's matrix")
+        feedback[numbers[key]] = device.xp.asarray(B)
+    return feedback if arrays else None
 
 
 def _whole(value: Any) -> int:

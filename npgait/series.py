@@ -128,10 +128,11 @@ def _left(d: Array, z: Array, W: Array) -> Array:
 
 
 def relative_residual(z: Array, d: Array, W: Array) -> float:
-    """Return ||z W - d|| / ||d||; 0 for d = 0."""
+    """Return ||z W - d|| / ||d||, d (..., u) filled up with zeros; 0 for d = 0."""
     xp = array_module(d)
-    u = d.shape[-1]
-    norm = float(xp.linalg.norm(d))
+    u, norm = d.shape[-1], float(xp.linalg.norm(d))
     with in_float32(d):  # TF32 would be taken for the residual
-        difference = float(xp.linalg.norm(z.reshape(-1, len(W)) @ W[:, :u] - d.reshape(-1, u)))
+        r = z.reshape(-1, len(W)) @ W
+    r[:, :u] -= d.reshape(-1, u)
+    difference = float(xp.linalg.norm(r))
     return difference / norm if norm else difference

@@ -136,11 +136,10 @@ def _build_optimizer(e: Experiment) -> Optimizer:
 def save_session(path: Path, session: Session, data_digest: str) -> None:
     """Write a session to a checkpoint; see `checkpoint` for the format."""
     check_finite(session.progress)  # nothing that diverged replaces a good checkpoint
-    feedback = session.network.feedback or []
     arrays: dict[str, dict[str, Array]] = {
         "parameters": dict(session.network.named_parameters()),
         "optimizer": session.recipe.optimizer.state(),
-        "feedback": {str(l): B for l, B in enumerate(feedback) if B is not None},
+        "feedback": session.network.named_feedback(),
     }
     meta = {
         "experiment": asdict(session.experiment),
@@ -188,8 +187,7 @@ def _take_up(path: Path, checkpoint: Checkpoint, session: Session) -> None:
     """Copy everything a checkpoint holds into a session of the same experiment."""
     meta, arrays, network = checkpoint.meta, checkpoint.arrays, session.network
     _copy_all(path, "parameters", arrays["parameters"], dict(network.named_parameters()))
-    feedback = {str(l): B for l, B in enumerate(network.feedback or []) if B is not None}
-    _copy_all(path, "feedback", arrays["feedback"], feedback)
+    _copy_all(path, "feedback", arrays["feedback"], network.named_feedback())
     parameters, xp = network.parameters(), network.device.xp
     for key, array in arrays["optimizer"].items():
         if array.ndim and array.shape != parameters[int(key[1:])].shape:

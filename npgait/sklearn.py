@@ -131,7 +131,7 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         npgait.training.TrainingDivergedError
             If the loss is no longer finite.
         """
-        epochs = whole("max_iter", self.max_iter)
+        epochs, _ = whole("max_iter", self.max_iter), whole("batch_size", self.batch_size)
         X, y = validate_data(self, X, y, dtype=self.dtype)
         check_classification_targets(y)
         self._start(unique_labels(y))
@@ -152,18 +152,19 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         -------
         self
         """
+        whole("batch_size", self.batch_size)
         fresh = not hasattr(self, "network_")
         X, y = validate_data(self, X, y, dtype=self.dtype, reset=fresh)
         check_classification_targets(y)
-        if fresh:
-            self._start(unique_labels(y) if classes is None else np.unique(classes))
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes are {np.unique(classes)}; the first call had {self.classes_}")
-        unknown = np.setdiff1d(y, self.classes_)
+        given = None if classes is None else np.unique(classes)
+        known = (unique_labels(y) if given is None else given) if fresh else self.classes_
+        if given is not None and not np.array_equal(given, known):
+            raise ValueError(f"classes are {given}; the first call had {known}")
+        unknown = np.setdiff1d(y, known)
         if unknown.size:
-            raise ValueError(
-                f"y holds classes {unknown}; the first call of partial_fit had {self.classes_}"
-            )
+            raise ValueError(f"y holds classes {unknown}; the first call of partial_fit had {known}")
+        if fresh:
+            self._start(known)
         self._train(X, y, 1)
         return self
 

@@ -516,3 +516,34 @@ def test_images_of_bytes_are_taken_as_a_dense_layer_takes_them(rng):
     x = rng.integers(0, 256, (2, 6, 6, 1), dtype=np.uint8)
     layer = Conv2D(rng.standard_normal((9, 4)), np.zeros(4), Window(6, 6, 1, 3))
     np.testing.assert_allclose(layer.forward(x)[0], layer.forward(x.astype(np.float64))[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("view", [lambda w: w[None], lambda w: w[None][::-1], lambda w: w[None].copy()])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_one_row_of_weights_may_have_any_stride(view, auxiliary, dtype, rng):
+    """NumPy takes an axis of one value for contiguous whatever its stride, and BLAS reads the stride."""
+    w, x = rng.standard_normal(40).astype(dtype), rng.standard_normal((3, 8, 7, 1)).astype(dtype)
+    layer = Conv2D(view(w), np.zeros(40, dtype), Window(8, 7, 1, 1), f=Linear())
+    a, _ = layer.forward(x, auxiliary=auxiliary)
+    np.testing.assert_array_equal(a, x * w)
+    d = rng.standard_normal((3, 8, 7, 40)).astype(dtype)
+    assert relative(layer.transpose(d)[..., 0], d @ w) < 100 * np.finfo(dtype).eps
+    assert (
+        relative(layer.local_update(x, a, d)[0], np.tensordot(x, d, ((0, 1, 2),) * 2))
+        < 100 * np.finfo(dtype).eps
+    )
+
+
+def test_maps_of_one_column_may_have_any_stride(rng):
+    window = Window(10, 1, 3, 1)
+    layer = Conv2D(rng.standard_normal((3, 5)), np.zeros(5), window, f=Linear())
+    x = rng.standard_normal((4, 10, 3))
+    for images in (x[:, :, None, :], x[:1, :, None, :], x[:, ::-1, None, :]):
+        a, _ = layer.forward(images)
+        np.testing.assert_allclose(a, images @ layer.W, rtol=1e-13, atol=1e-14)
+
+
+def test_whole_numbers_are_errors_too(rng):
+    layer = Conv2D(rng.standard_normal((12, 3)), np.zeros(3), Window(6, 6, 3, 2), f=Linear())
+    d = rng.integers(-5, 5, (2, 6, 6, 3))
+    np.testing.assert_array_equal(layer.transpose(d), layer.transpose(d.astype(np.float64)))

@@ -239,3 +239,12 @@ def test_arrays_that_are_read_only_are_refused_and_left_as_they_are(work, dtype,
         else:
             gemm(1.0, before, before, A)
     np.testing.assert_array_equal(A, before)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "<f4", "<f8"])
+def test_values_of_either_byte_order_are_read_as_what_they_are(kind, loops):
+    p = np.ones(1 << 16, kind)
+    Adam(0.1).step([p], [np.ones_like(p)])
+    np.testing.assert_allclose(p, 0.9, rtol=1e-6)
+    product = LeakyReLU().times_derivative(p, -p)
+    np.testing.assert_array_equal(product, -p)

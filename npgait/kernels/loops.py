@@ -46,7 +46,7 @@ def switched_off() -> bool:
 @functools.cache
 def library(dtype: np.dtype) -> ctypes.CDLL | None:
     """Return the loops for float32 or float64; None for another dtype, or where they were not built."""
-    if switched_off():
+    if switched_off() or not dtype.isnative:
         return None
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_loops_{dtype.name}{suffix}")

@@ -14,6 +14,7 @@ import numpy as np
 from npgait.backend import array_module
 from npgait.blas import address
 from npgait.kernels.loops import library, run_loop
+from npgait.layout import layout
 from npgait.parallel import scratch
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
@@ -36,7 +37,7 @@ def patches_times(
     x: np.ndarray, W: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be columns of a larger matrix."""
-    columns = (np.int32(W.shape[1]), np.int32(W.strides[0] // W.itemsize))
+    columns = np.int32(W.shape[1]), np.int32(_between_rows(W))
     product = address("gemm", x.dtype), np.int64(len(x)), _some(memory, geometry), *columns
     _run("patches_times", x, W, out, memory, *product, *geometry)
 
@@ -55,6 +56,13 @@ def add_products(
     """Fill images `out` with the sums of the patches d M that cover their pixels."""
     product = address("gemm", d.dtype), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
     _run("add_products", d, M, out, memory, *product, *geometry)
+
+
+def _between_rows(W: np.ndarray) -> int:
+    """Return how many values one row of W is from the next, each of them in one piece."""
+    lies = layout(W)
+    assert lies is not None
+    return lies[1]
 
 
 def _some(memory: np.ndarray, geometry: Geometry) -> np.int32:
@@ -83,7 +91,7 @@ def multiplier_in_tiles(W: np.ndarray, geometry: Geometry) -> InTiles | None:
         return None
     length = _filled(k * channels, pair)
     laid_out = _zeros(_filled(u, wide) * k * length, dtype)
-    _run(f"lay_out_patches_{lanes}", W, laid_out, u, W.strides[0] // W.itemsize, wide, *geometry)
+    _run(f"lay_out_patches_{lanes}", W, laid_out, u, _between_rows(W), wide, *geometry)
     padded = ((rows - 1) * s + k) * ((columns - 1) * s + k) * channels
 
     def multiply(x: np.ndarray, out: np.ndarray) -> None:

@@ -263,6 +263,7 @@ class Conv2D:
 
     def _spread(self, d: Array, M: Array) -> Array:
         """Return the sum over patches of d M: d (B, H', W', u), M (u, k*k*C), result (B, H, W, C)."""
+        d = d.astype(M.dtype, copy=False) if d.dtype.kind != "f" else d
         x = array_module(d).empty((len(d), *self.shape_in), dtype=d.dtype)
         sum_of_products = product_adder(M.astype(d.dtype, copy=False), self.window)
 

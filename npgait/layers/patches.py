@@ -113,7 +113,9 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
         kernels.cut_patches(xp.ascontiguousarray(x), patches, geometry(window))
         return patches.reshape(-1, window.patch_size)
     padded = np.ascontiguousarray(_padded(x, window, kept=out is not None))
-    b, h, w, _ = padded.strides
+    _, height, width, channels = padded.shape  # strides of axes of one value say nothing
+    w = channels * padded.itemsize
+    h, b = width * w, height * width * w
     # A row of a patch lies in one piece. NumPy copies pieces in half the time it takes for their values.
     piece, shape = np.dtype((np.void, k * w)), (len(x), rows, columns, k)
     pieces = np.ndarray(shape, piece, padded, strides=(b, s * h, s * w, h))

@@ -34,6 +34,7 @@ __all__ = [
     "dfa",
     "draw_feedback",
     "fa",
+    "feedback_of",
     "gait",
     "gait_absolute",
     "itp",
@@ -92,17 +93,20 @@ class Rule:
         Raises
         ------
         ValueError
-            If the error is not of the used units, or absolute targets are not given auxiliary units.
+            If the error is not of the used units, or the forward pass has auxiliary units where the rule
+            takes none, or lacks them where it does.
         """
-        self._check(layers[-1], records[-1], error)
+        self._check(layers, records, error)
+        error = error.astype(records[-1].y.dtype, copy=False) if error.dtype.kind in "iu" else error
         if self.walk is not None:
             return self.walk(layers, records, error)
         assert self.inverting_walk is not None
         grams = grams or [None] * len(layers)
         return self.inverting_walk(layers, records, error, grams=grams, solver=self.solver)
 
-    def _check(self, output: Layer, record: Record, error: Array) -> None:
-        """Raise a ValueError where error or record are not those that the walks take."""
+    def _check(self, layers: Sequence[Layer], records: Sequence[Record], error: Array) -> None:
+        """Raise a ValueError where error or records are not those that the walks take."""
+        output, record = layers[-1], records[-1]
         expected = (len(record.y), output.used)
         if error.shape != expected:
             raise ValueError(
@@ -114,6 +118,12 @@ class Rule:
                 f"absolute targets need the auxiliary units, and the outputs are {record.y.shape}; use "
                 "network.forward(x, auxiliary=True)"
             )
+        for layer, (_, _, y) in zip(layers, records, strict=True):
+            if not self.auxiliary and y.shape[-1] != layer.used:
+                raise ValueError(
+                    f"the outputs of {layer.name} are {y.shape}, auxiliary units among them, which this "
+                    "rule does not take; use network.forward(x)"
+                )
 
 
 def bind(
@@ -152,6 +162,7 @@ def bind(
         gamma = default_gamma(name, normalised)
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is {gamma}; expected 0 < gamma <= 1")
+    gamma = float(gamma)  # NumPy's float64 would make float32 errors float64
     if name in ("fa", "dfa") and feedback is None:
         raise ValueError(f"rule {name!r} needs feedback weights; see npgait.rules.draw_feedback")
     B = feedback or ()
@@ -178,6 +189,14 @@ def bind(
 def default_gamma(name: str, normalised: bool) -> float:
     """Return the published gamma: 1e-7 for normalised GAIT-prop, 1e-3 otherwise."""
     return 1e-7 if name == "gait" and normalised else 1e-3
+
+
+def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
+    """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
+    own, drawn = network.feedback, draw_feedback(name, network, rng)
+    if drawn is None or (own and [np.shape(B) for B in own] == [np.shape(B) for B in drawn]):
+        return own
+    return drawn
 
 
 def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
