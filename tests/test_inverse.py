@@ -279,3 +279,50 @@ def test_errors_that_overflow_are_not_blamed_on_the_weights(shape, given_gram, r
         pytest.raises(ErrorsNotFiniteError, match=r"reach hidden1 .*overflow"),
     ):
         InverseSolver()(d, W, gram(W) if given_gram else None, name="hidden1")
+
+
+@pytest.mark.parametrize("method", ["auto", "lu", "series"])
+@pytest.mark.parametrize("used", [1, 2, 10])
+def test_singular_weights_are_found_however_few_units_are_used(used, method, device, dtype, rng):
+    """z of the used units' equations alone may seem to solve them."""
+    for _ in range(10):
+        W, v = orthogonal(rng, 100, 100), rng.standard_normal(100)
+        v /= np.linalg.norm(v)
+        W -= np.outer(W @ v, v)
+        W, d = (device.xp.asarray(a, dtype=dtype) for a in (W, rng.standard_normal((3, used))))
+        with pytest.raises(SingularWeightsError, match="hidden3 have no inverse"):
+            InverseSolver(method=method)(d, W, gram(W), name="hidden3")
+
+
+def test_the_residual_counts_auxiliary_units(rng):
+    W, d = near_orthogonal(rng, 200, 0.02), rng.standard_normal((5, 10))
+    reports = []
+    z = InverseSolver(0.1, reports=reports)(d, W)
+    padded = np.pad(d, ((0, 0), (0, 190)))
+    assert reports[0].residual == pytest.approx(np.linalg.norm(z @ W - padded) / np.linalg.norm(d))
+
+
+@pytest.mark.parametrize("method", ["auto", "lu", "series"])
+@pytest.mark.parametrize("given_gram", [True, False])
+@pytest.mark.parametrize("exponent", [-30, -90, -140, -1000])
+def test_errors_whose_squares_underflow_are_inverted_as_others_are(
+    exponent, given_gram, method, device, dtype, rng
+):
+    if exponent < np.finfo(dtype).minexp - 20:
+        pytest.skip(f"{dtype} has no such number")
+    W = near_orthogonal(rng, 64, 0.03, dtype)
+    d = rng.integers(-99, 99, (4, 64)).astype(dtype)  # whose products with 2^-140 are numbers of float32
+    W_, lifted, small = (device.xp.asarray(a) for a in (W, d, d * dtype.type(2.0**exponent)))
+    G = gram(W_) if given_gram else None
+    expected = to_host(InverseSolver(method=method)(lifted, W_, G)).astype(np.float64) * 2.0**exponent
+    got = to_host(InverseSolver(method=method)(small, W_, G))
+    rounding = 1e-6 * np.abs(expected).max() + float(np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=rounding)
+
+
+def test_a_gram_matrix_that_is_read_only_is_read(rng):
+    W, d = near_orthogonal(rng, 30, 0.02), rng.standard_normal((5, 30))
+    G = gram(W)
+    expected = InverseSolver()(d, W, G)
+    G.setflags(write=False)
+    np.testing.assert_array_equal(InverseSolver()(d, W, G), expected)
