@@ -34,8 +34,8 @@ def in_threads(
     """Return `work(part)` for each part, in order.
 
     Where `x` is NumPy's, parts are worked on in as many threads as BLAS would take, with BLAS at one
-    thread meanwhile. Results do not depend on how many that are. While another thread of the program does
-    so, this one works alone.
+    thread meanwhile. Results do not depend on how many that are. While another thread of the program
+    does so, this one works alone.
 
     Parameters
     ----------

@@ -115,3 +115,24 @@ def test_elementwise_work_is_the_same_however_it_is_shared_out(shape, dtype, rng
     got = by_sample(lambda x, y, s, c: x * y - s * c, x, y, s, 2.0)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, x * y - s * 2.0)
+
+
+def test_blas_has_its_threads_back_when_several_threads_share_work_out():
+    """BLAS has one number of threads in all of a process: who sets it has to be alone."""
+
+    def work(part):
+        time.sleep(0.0001 * (part % 3))
+        return part
+
+    def share_out():
+        for _ in range(100):
+            assert in_threads(work, range(6), np.zeros(1)) == list(range(6))
+
+    with threadpool_limits(2, user_api="blas"):
+        before = [library["num_threads"] for library in threadpool_info()]
+        threads = [threading.Thread(target=share_out) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [library["num_threads"] for library in threadpool_info()] == before
