@@ -91,3 +91,30 @@ def test_parameters_change_in_place_and_gradients_do_not(kind):
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_a_state_is_a_snapshot_that_several_optimizers_may_load(kind):
+    def steps(optimizer, p, gradients):
+        for g in gradients:
+            optimizer.step([p], [np.full(3, g)])
+        return p
+
+    optimizer = make_all()[kind]
+    p = steps(optimizer, np.zeros(3), GRADIENTS)
+    state, at_state = optimizer.state(), p.copy()
+    expected = steps(optimizer, p, GRADIENTS)
+    for _ in range(2):
+        again = make_all()[kind]
+        again.load(state)
+        np.testing.assert_array_equal(steps(again, at_state.copy(), GRADIENTS), expected)
+
+
+def test_numbers_of_numpy_do_not_change_the_dtype_or_the_result():
+    for make in (SGD, Momentum, Adam):
+        p, q = np.ones(5, np.float32), np.ones(5, np.float32)
+        plain, numpys = make(0.1), make(np.float64(0.1))
+        for _ in range(3):
+            plain.step([p], [p / 3])
+            numpys.step([q], [q / 3])
+        np.testing.assert_array_equal(p, q)
