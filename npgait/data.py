@@ -282,9 +282,7 @@ def array_data(
         raise ValueError(f"x has {values} values a sample; the network takes {shape}")
     if augmentation != "none" and x.ndim not in (3, 4):
         raise ValueError(f"x has shape {x.shape}; augmentation {augmentation!r} takes images")
-    prepare = Preparation(
-        scaling or Scaling(), dtype, device, shape, augmentation=augmentation
-    )
+    prepare = Preparation(scaling or Scaling(), dtype, device, shape, augmentation=augmentation)
     return ArrayData(x, labels, prepare)
 
 

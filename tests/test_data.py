@@ -90,3 +90,17 @@ def test_the_callers_array_is_left_alone(rng):
 def test_arrays_that_are_not_samples_and_labels_are_refused(x, labels, message):
     with pytest.raises((TypeError, ValueError), match=message):
         array_data(x, labels, n_classes=3)
+
+
+def test_what_the_networks_dtype_cannot_hold_is_refused_before_training():
+    x, labels = np.full((4, 3), 1e39), np.zeros(4, int)
+    with pytest.raises(ValueError, match=r"float32 ends at 3.4e\+38: scale x down"):
+        array_data(x, labels)
+    assert len(array_data(x, labels, dtype="float64")) == 4
+
+
+@pytest.mark.parametrize("shape", [(50, 6), (50, 4, 5), (50, 4, 5, 3)])
+def test_halves_are_scaled_as_other_numbers_are(shape, rng):
+    x = (1000 + 500 * rng.standard_normal(shape)).astype(np.float16)
+    got, expected = scaling_of(x, "standard"), scaling_of(x.astype(np.float64), "standard")
+    np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-12)

@@ -413,3 +413,34 @@ def test_an_empty_batch_gives_updates_of_zeros(name, shape):
     for layer, (dW, db) in zip(network.layers, updates, strict=True):
         assert dW.shape == layer.W.shape and db.shape == layer.b.shape
         assert not dW.any() and not db.any()
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_auxiliary_units_in_a_forward_pass_are_refused_where_the_rule_takes_none(name, rng):
+    network = dense_network(rng, n_classes=1)
+    x, _ = batch(rng, network)
+    error = rng.standard_normal((len(x), 1))
+    with pytest.raises(ValueError, match=r"auxiliary units among them.* use network.forward\(x\)"):
+        bound(name, network)(network.layers, network.forward(x, auxiliary=True), error)
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_an_error_of_whole_numbers_is_an_error_too(name, rng):
+    network = dense_network(rng, slope=1.0)
+    x, _ = batch(rng, network)
+    records, error = network.forward(x), rng.integers(-3, 4, (len(x), 5))
+    got, expected = (bound(name, network)(network.layers, records, e) for e in (error, error * 1.0))
+    assert worst(got, expected) == 0
+
+
+@pytest.mark.parametrize("targets", ["difference", "absolute"])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_gamma_of_numpy_is_a_number_like_another(normalised, targets, rng):
+    network = dense_network(rng, dtype="float32")
+    x, labels = batch(rng, network)
+    got, expected = (
+        updates_of(network, bind("gait", gamma=gamma, normalised=normalised, targets=targets), x, labels)
+        for gamma in (np.float64(1e-3), 1e-3)
+    )
+    assert worst(got, expected) == 0
+    assert all(dW.dtype == np.float32 for dW, _ in got)

@@ -14,6 +14,7 @@ from npgait.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from npgait.cli.main import cli
 from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Network
+from npgait.rules import draw_feedback
 from npgait.saving import describe, load_network, save_network
 
 KINDS = {
@@ -181,3 +182,44 @@ def test_sizes_of_numpy_are_saved_and_read_back(tmp_path):
 def test_what_no_file_could_hold_is_refused_before_it_is_trained(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_feedback_is_fixed_from_fit_to_fit_and_from_file_to_file(rule, tmp_path, rng):
+    network = models.square(12, 3, width=16, depth=2, auxiliary=False)
+    network.feedback = draw_feedback(rule, network, np.random.default_rng(77))
+    own = {key: B.copy() for key, B in network.named_feedback().items()}
+    x, labels = rng.standard_normal((20, 12)), rng.integers(0, 3, 20)
+    npgait.fit(network, x, labels, rule=rule, epochs=1)
+    npgait.fit(network, x, labels, rule="bp", epochs=1)
+    npgait.save_network(tmp_path / "net.h5", network)
+    back = npgait.load_network(tmp_path / "net.h5")
+    npgait.fit(back, x, labels, rule=rule, epochs=1, seed=5)
+    for kept in (network.named_feedback(), back.named_feedback()):
+        assert kept.keys() == own.keys()
+        for key, B in own.items():
+            np.testing.assert_array_equal(kept[key], B)
+
+
+def test_feedback_of_other_shapes_is_drawn_anew(rng):
+    network = models.square(12, 3, width=16, depth=2, auxiliary=False)
+    x, labels = rng.standard_normal((20, 12)), rng.integers(0, 3, 20)
+    for rule in ("fa", "dfa"):
+        npgait.fit(network, x, labels, rule=rule, epochs=1)
+        drawn = draw_feedback(rule, network, np.random.default_rng(0))
+        assert [np.shape(B) for B in network.feedback] == [np.shape(B) for B in drawn]
+
+
+@pytest.mark.parametrize(
+    ("key", "B"), [("9", np.eye(3)), ("1", np.ones(3)), ("1", np.eye(3, dtype=int))]
+)
+def test_a_file_whose_feedback_fits_no_layer_is_refused(key, B, tmp_path):
+    network = models.square(12, 3, width=16, depth=2, dtype="float64")
+    arrays = {
+        "parameters": dict(network.named_parameters()),
+        "optimizer": {},
+        "feedback": {key: B},
+    }
+    save_checkpoint(tmp_path / "net.h5", Checkpoint({"network": describe(network)}, arrays))
+    with pytest.raises(CheckpointError, match=f"feedback {key}"):
+        load_network(tmp_path / "net.h5")

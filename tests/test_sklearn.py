@@ -11,6 +11,7 @@ import pytest
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed (npgait[sklearn])")
 from sklearn.base import clone  # noqa: E402
 from sklearn.datasets import load_digits, make_blobs  # noqa: E402
+from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
@@ -141,3 +142,15 @@ def test_numbers_that_are_no_sizes_are_refused(options):
     X, y = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 2
     with pytest.raises((TypeError, ValueError), match=next(iter(options))):
         GAITClassifier(**{"max_iter": 2, **options}).fit(X, y)
+
+
+def test_a_first_call_that_failed_leaves_nothing_behind(blobs):
+    X, y = blobs
+    model = GAITClassifier(random_state=0)
+    with pytest.raises(ValueError, match="y holds classes"):
+        model.partial_fit(X, y, classes=np.unique(y)[:2])
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    with pytest.raises(ValueError, match="batch_size"):
+        clone(model).set_params(batch_size=0).partial_fit(X, y)
+    assert model.partial_fit(X, y, classes=np.unique(y)).n_iter_ == 1

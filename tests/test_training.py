@@ -331,3 +331,9 @@ def test_masked_arrays_and_batches_of_nothing_are_refused(rng):
         network.predict(masked)
     with pytest.raises(ValueError, match="batch_size is -1"):
         network.predict(rng.standard_normal((6, 8)), batch_size=-1)
+
+
+@pytest.mark.parametrize("kind", [complex, "U3", "datetime64[s]"])
+def test_predict_refuses_what_are_no_real_numbers(kind):
+    with pytest.raises(TypeError, match="expected real numbers"):
+        models.square(3, 2).predict(np.zeros((4, 3)).astype(kind))
