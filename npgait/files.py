@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,17 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
 
-    If the block fails, `path` is as it was and the temporary file is gone.
+    If the block fails, `path` is as it was and the temporary file is gone. Of a link, what it leads
+    to is replaced.
+
+    Raises
+    ------
+    OSError
+        If `path` is a folder, a pipe or a device, which a file must not take the place of.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no plain file; name one, or a new one", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:

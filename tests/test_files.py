@@ -1,0 +1,40 @@
+"""Files are written whole or not at all, in the place that was named and in no other."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from npgait.files import replacing, write_text
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_is_kept(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a.txt").write_text("old")
+    for name, target in (("link", "there/a.txt"), ("to-nothing", "there/b.txt")):
+        (tmp_path / name).symlink_to(target)
+        write_text(tmp_path / name, "new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_text() == "new"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="is no plain file"):
+            write_text(tmp_path / name, "new")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
