@@ -6,11 +6,13 @@ be decoded is an error that names it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError, Dataset, missing
 from npgait.loaders.store.decode import BadImageError, decode, read_source
 
@@ -22,7 +24,7 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     """Return the images below DIR/train, and below DIR/val if that is there, uint8 (N, S, S, 3).
 
     Each is turned as its EXIF says, converted to RGB, resized on the short side and cropped at the
-    centre. Classes are the names of the folders, sorted.
+    centre. Classes are the names of the folders in DIR/train that hold images, sorted.
 
     Parameters
     ----------
@@ -34,14 +36,22 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     Raises
     ------
     DataError
-        If there are no such folders, a file cannot be decoded, or the images would not fit.
+        If there are no such folders, DIR/val has a class that DIR/train has not, a file cannot be
+        decoded, or the images would not fit.
     """
     root = _find(data_dir)
-    classes = tuple(sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir()))
-    train_x, train_labels = _read_tree(root / "train", classes, image_size)
+    training = _files(root / "train")
+    classes = tuple(training)
+    train_x, train_labels = _read(root / "train", training, classes, image_size)
     if not (root / "val").is_dir():
         return Dataset("imagenet", train_x, train_labels, None, None, classes)
-    test_x, test_labels = _read_tree(root / "val", classes, image_size)
+    validation = _files(root / "val")
+    if unknown := [name for name in validation if name not in training]:
+        raise DataError(
+            f"{root / 'val'}: {shown(unknown[0])} is none of the {len(classes)} classes of the folders "
+            f"in {root / 'train'}"
+        )
+    test_x, test_labels = _read(root / "val", validation, classes, image_size)
     return Dataset("imagenet", train_x, train_labels, test_x, test_labels, classes)
 
 
@@ -58,18 +68,22 @@ def _find(data_dir: Path | None) -> Path:
     )
 
 
-def _read_tree(
-    folder: Path, classes: tuple[str, ...], size: int
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Return the images of each folder that holds any, by its name, sorted; hidden ones are not data."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("[!.]*/[!.]*")):
+        if path.suffix.lower() in ENDINGS:
+            found.setdefault(path.parent.name, []).append(path)
+    if not found:
+        raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of their classes")
+    return found
+
+
+def _read(
+    folder: Path, found: Mapping[str, Sequence[Path]], classes: Sequence[str], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return all images below folder/CLASS and their labels, in the order of their names."""
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in ENDINGS
-    ]
-    if not files:
-        raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of {classes[:3]} ...")
+    """Return all images of these files and their labels, in the order of their names."""
+    files = [(path, label) for label, name in enumerate(classes) for path in found.get(name, ())]
     if len(files) * size * size * 3 > MAX_BYTES:
         raise DataError(
             f"{folder}: {len(files)} images of {size} x {size} do not fit {MAX_BYTES >> 30} GiB; take "

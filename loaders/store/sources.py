@@ -38,6 +38,7 @@ IN_MEMORY = {
 }
 KINDS = ("imagenet", *IN_MEMORY)
 PUBLISHED = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+VALIDATION = "ILSVRC2012_val_"  # what the names of its files begin with
 OWN = {"train": ("train",), "val": ("val", "validation", "valid")}
 SPLITS = frozenset((*OWN["train"], *OWN["val"], "test"))
 KAGGLE = "ILSVRC/Data/CLS-LOC"
@@ -142,6 +143,8 @@ def _image_listings(
         if split in (None, name) or name == "train":  # the training set says what the classes are
             found = find(place)
             truth = _truth_of(place, found, labels, around, classes)
+            if split is None and place is source and truth is not None and _is_published(found):
+                name = "val"
             used = used or (truth is not None and truth == labels)
             listing = _listing(name, place, found, truth, classes)
             classes = listing.classes
@@ -186,6 +189,11 @@ def _holds_splits(folder: Path) -> bool:
     others = {name for name in names - known if not name.startswith(".")}
     both = "train" in names and not names.isdisjoint(OWN["val"])
     return both or not others
+
+
+def _is_published(found: Found) -> bool:
+    """Return whether these are ImageNet's validation files, by their names."""
+    return all(os.path.basename(name).startswith(VALIDATION) for name in found.names)
 
 
 def _truth_of(

@@ -96,3 +96,27 @@ def test_images_that_would_not_fit_memory_are_refused_before_they_are_read(tmp_p
     save(tmp_path / "train" / "a" / "x.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="do not fit"):
         load("imagenet", tmp_path, image_size=100_000)
+
+
+def test_folders_that_are_hidden_or_hold_no_image_are_no_classes(tmp_path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for name in (
+        "train/b/x.png",
+        "train/a/x.png",
+        "train/a/.x.png",
+        "train/.hidden/x.png",
+        "val/b/x.png",
+    ):
+        save(tmp_path / name, image)
+    (tmp_path / "train" / "empty").mkdir()
+    dataset = load("imagenet", tmp_path, image_size=8)
+    assert dataset.classes == ("a", "b")
+    assert dataset.train_labels.tolist() == [0, 1]
+    assert dataset.test_labels.tolist() == [1]
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path):
+    for name in ("train/a/x.png", "train/b/x.png", "val/a/x.png", "val/c9/x.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="c9 is none of the 2 classes"):
+        load("imagenet", tmp_path, image_size=8)

@@ -199,3 +199,11 @@ def test_data_sets_that_come_as_arrays_give_both_splits(shared_data):
     train, test = find_listings("fashion-mnist", shared_data)
     assert train.images.shape == (60000, 28, 28, 1)
     assert (test.split, len(test)) == ("val", 10000)
+
+
+@pytest.mark.parametrize("split", [None, "train", "val"])
+def test_the_published_validation_set_given_alone_is_the_validation_set(split, flat, tmp_path):
+    folder, classes = flat
+    (tmp_path / "truth.txt").write_text(texts(classes)["kaggle"])
+    (found,) = find_listings("imagenet", folder, split=split, labels=tmp_path / "truth.txt")
+    assert found.split == (split or "val")
