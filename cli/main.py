@@ -69,7 +69,8 @@ class ReportingGroup(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly where nobody reads on
         except OSError as error:
-            raise FailedRun(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+            where = error.filename or "standard output, or a file"
+            raise FailedRun(f"{where}: {error.strerror or error}") from error
         except FAILURES as error:
             raise FailedRun(str(error) or type(error).__name__) from error
 

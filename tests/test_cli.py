@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from npgait import kernels
 from npgait.cli.main import cli
 
 SMALL = ["--set", "epochs=2", "--set", "depth=1", "--set", "width=64"]
@@ -536,3 +537,17 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
     assert "the loss is not finite at step 2" in run.stderr
+
+
+def test_python_m_npgait_in_the_source_says_where_to_start_it(tmp_path):
+    """There npgait has no `cli` in it, which setup.py puts there."""
+    shutil.copytree(Path(kernels.__file__).parents[1], tmp_path / "npgait")
+    shutil.rmtree(tmp_path / "npgait" / "cli", ignore_errors=True)
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.meta_path[:] = "
+    code += "[f for f in sys.meta_path if 'editable' not in str(f)]; runpy.run_module('npgait')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert run.returncode == 1
+    assert "start Python in another folder" in run.stderr
+    assert "Traceback" not in run.stderr

@@ -260,8 +260,8 @@ def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> 
     return dataset[()]
 
 
-def preadv_whole(descriptor: int, buffers: list[Any], offset: int) -> None:
-    """Fill all buffers from one stretch of a file.
+def preadv_whole(path: Path, descriptor: int, buffers: list[Any], offset: int) -> None:
+    """Fill all buffers from one stretch of the file at `path`, which is open.
 
     Raises
     ------
@@ -278,5 +278,5 @@ def preadv_whole(descriptor: int, buffers: list[Any], offset: int) -> None:
             skip = max(0, skip - len(buffer))
         more = os.preadv(descriptor, rest, offset + got)
         if more == 0:
-            raise DataError("the file ends within an image: it was cut short")
+            raise DataError(f"{path}: ends within an image; it was cut short since it was opened")
         got += more

@@ -56,7 +56,7 @@ def _check_room(job: Job, missing: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"the disk has {free / 1e9:.1f} GB free and the store takes {needed / 1e9:.1f} GB; "
+            f"the disk has {free / 1e6:,.1f} MB free and the store takes {needed / 1e6:,.1f} MB; "
             "make room, choose another disk, a smaller --size, or --store jpeg",
             str(job.out),
         )

@@ -187,7 +187,7 @@ def _read_raw(store: Store) -> Read:
             else:
                 buffers = [rows[place] for place in places[first : first + length]]
             if preadv(descriptor, buffers, offset) != size * length:
-                preadv_whole(descriptor, buffers, offset)
+                preadv_whole(store.path, descriptor, buffers, offset)
 
     return read
 
@@ -227,7 +227,7 @@ def read_bytes(store: Store, descriptor: int, i: int) -> bytes:
     offset, size = store.place(i)
     data = bytearray(size)
     if size:
-        preadv_whole(descriptor, [memoryview(data)], offset)
+        preadv_whole(store.path, descriptor, [memoryview(data)], offset)
     return bytes(data)
 
 

@@ -231,5 +231,6 @@ def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
     store = open_store(made)
     with made.open("r+b") as file:
         file.truncate(store.place(10)[0])
-    with pytest.raises(DataError, match="cut short"):
+    with pytest.raises(DataError, match="cut short") as caught:
         list(read_images(store, [np.arange(21)]))
+    assert str(made) in str(caught.value)

@@ -25,7 +25,7 @@ from tests.loaders.store.test_convert import convert_tree, stopped_after
 def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(tree, tmp_path, monkeypatch):
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(part.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(OSError, match=r"the disk has 0\.0 GB free"):
+    with pytest.raises(OSError, match=r"the disk has 0\.0 MB free"):
         convert_tree(tree, tmp_path / "x.h5")
     assert os.listdir(tmp_path) == ["source"]
     monkeypatch.undo()
@@ -41,7 +41,7 @@ def test_the_room_that_is_asked_for_is_that_of_the_whole_store_and_its_journal(
     needed = start + 21 * 100 + (21 * 24 * 24 * 3 if store == "raw" else 0)
     free = type("Usage", (), {"free": needed})
     monkeypatch.setattr(part.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(OSError, match=r"GB free and the store takes"):
+    with pytest.raises(OSError, match="MB free and the store takes"):
         convert_tree(tree, tmp_path / "x.h5", store=store)
 
 
