@@ -519,19 +519,17 @@ def test_images_of_bytes_are_taken_as_a_dense_layer_takes_them(rng):
 
 
 @pytest.mark.parametrize("view", [lambda w: w[None], lambda w: w[None][::-1], lambda w: w[None].copy()])
-@pytest.mark.parametrize("auxiliary", [False, True])
-def test_one_row_of_weights_may_have_any_stride(view, auxiliary, dtype, rng):
+@pytest.mark.parametrize("u", [4, 40])
+def test_one_row_of_weights_may_have_any_stride(view, u, dtype, rng):
     """NumPy takes an axis of one value for contiguous whatever its stride, and BLAS reads the stride."""
-    w, x = rng.standard_normal(40).astype(dtype), rng.standard_normal((3, 8, 7, 1)).astype(dtype)
-    layer = Conv2D(view(w), np.zeros(40, dtype), Window(8, 7, 1, 1), f=Linear())
-    a, _ = layer.forward(x, auxiliary=auxiliary)
+    w, x = rng.standard_normal(u).astype(dtype), rng.standard_normal((3, 8, 7, 1)).astype(dtype)
+    layer = Conv2D(view(w), np.zeros(u, dtype), Window(8, 7, 1, 1), f=Linear())
+    a, _ = layer.forward(x)
     np.testing.assert_array_equal(a, x * w)
-    d = rng.standard_normal((3, 8, 7, 40)).astype(dtype)
-    assert relative(layer.transpose(d)[..., 0], d @ w) < 100 * np.finfo(dtype).eps
-    assert (
-        relative(layer.local_update(x, a, d)[0], np.tensordot(x, d, ((0, 1, 2),) * 2))
-        < 100 * np.finfo(dtype).eps
-    )
+    d, few = rng.standard_normal((3, 8, 7, u)).astype(dtype), 100 * np.finfo(dtype).eps
+    assert relative(layer.transpose(d)[..., 0], d @ w) < few
+    dW, _ = layer.local_update(x, a, d)
+    assert relative(dW, np.tensordot(x, d, ((0, 1, 2),) * 2)) < few
 
 
 def test_maps_of_one_column_may_have_any_stride(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from npgait import parallel
 from npgait.parallel import (
     LARGE,
     MOST_KEPT,
@@ -117,22 +119,35 @@ def test_elementwise_work_is_the_same_however_it_is_shared_out(shape, dtype, rng
     np.testing.assert_array_equal(got, x * y - s * 2.0)
 
 
-def test_blas_has_its_threads_back_when_several_threads_share_work_out():
-    """BLAS has one number of threads in all of a process: who sets it has to be alone."""
+def test_one_thread_at_a_time_limits_blas_whose_threads_are_those_of_a_process(monkeypatch):
+    """A second would take the limit of the first for what BLAS had before, and leave it there."""
+    limits = []
 
-    def work(part):
-        time.sleep(0.0001 * (part % 3))
-        return part
+    class Controller:
+        @contextlib.contextmanager
+        def limit(self, **limit):
+            limits.append(threading.current_thread())
+            yield
+
+    monkeypatch.setattr(parallel, "_blas_threads", lambda: 2)
+    monkeypatch.setattr(parallel, "controller", Controller)
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(part):
+        inside.set()
+        return done.wait(10)
 
     def share_out():
-        for _ in range(100):
-            assert in_threads(work, range(6), np.zeros(1)) == list(range(6))
+        assert inside.wait(10)
+        results.extend(in_threads(lambda part: part, range(4), np.zeros(1)))
+        done.set()
 
-    with threadpool_limits(2, user_api="blas"):
-        before = [library["num_threads"] for library in threadpool_info()]
-        threads = [threading.Thread(target=share_out) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [library["num_threads"] for library in threadpool_info()] == before
+    results: list[int] = []
+    other = threading.Thread(target=share_out)
+    other.start()
+    assert all(in_threads(wait, range(4), np.zeros(1)))
+    other.join()
+    assert results == [0, 1, 2, 3]
+    assert limits == [threading.main_thread()]
+    assert in_threads(lambda part: part, range(4), np.zeros(1)) == results
+    assert len(limits) == 2
