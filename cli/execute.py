@@ -30,9 +30,10 @@ from npgait.run_folder import (
     RunFolderError,
     hidden_angle,
     read_metrics,
+    record_data,
     write_metrics,
 )
-from npgait.session import Session, build_session, restore_session, run_session
+from npgait.session import Session, build_session, check_checkpoint, restore_session, run_session
 
 AnyDataset = Dataset | StoredDataset
 
@@ -46,6 +47,7 @@ def execute(
     quiet: bool,
     plots: bool,
     graphs: bool,
+    moved_to: Path | None = None,
 ) -> None:
     """Train every experiment that is not finished, then show the table and draw the plots.
 
@@ -63,6 +65,8 @@ def execute(
         Whether plots are drawn.
     graphs : bool
         Whether a GPU may replay steps from CUDA graphs.
+    moved_to : Path, optional
+        Where `load` finds the data, if run.json says otherwise so far.
 
     Raises
     ------
@@ -73,6 +77,8 @@ def execute(
     with _alone_in(folder), stop_on_signals() as stop:
         for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
             stale.unlink(missing_ok=True)
+        if moved_to is not None:
+            _move_data(folder, experiments, load, moved_to)
         for experiment in experiments:
             dataset = load(experiment)
             digest = dataset.digest()
@@ -99,6 +105,20 @@ def _alone_in(folder: Path) -> Iterator[None]:
         if not free:
             raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
         yield
+
+
+def _move_data(
+    folder: Path,
+    experiments: Sequence[Experiment],
+    load: Callable[[Experiment], AnyDataset],
+    moved_to: Path,
+) -> None:
+    """Note in run.json where the data lie now, once it is known that they are those of the run."""
+    for experiment in experiments:
+        digest, path = load(experiment).digest(), folder / experiment.name / CHECKPOINT
+        if path.exists():
+            check_checkpoint(path, experiment, digest)
+    record_data(folder, moved_to)
 
 
 def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:

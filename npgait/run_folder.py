@@ -68,16 +68,26 @@ def read_info(folder: Path) -> dict[str, str | None]:
     RunFolderError
         If the file is missing or damaged.
     """
-    path = folder / INFO
-    try:
-        info = json.loads(read_text(path, 1 << 20))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    path, info = folder / INFO, _read_json(folder / INFO)
     keys = ("device", "data", "precision")
     found = {key: info.get(key) for key in keys} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
         raise RunFolderError(f"{path}: does not say where the run was computed")
     return found
+
+
+def record_data(folder: Path, data: Path) -> None:
+    """Note in run.json where the data of a run lie from now on."""
+    info = _read_json(folder / INFO)
+    info["data"] = str(data.resolve())
+    write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path, 1 << 20))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
 
 
 def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -168,10 +168,18 @@ def restore_session(path: Path, session: Session, data_digest: str) -> None:
         raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
 
 
+def check_checkpoint(path: Path, experiment: Experiment, data_digest: str) -> None:
+    """Raise a CheckpointError where a checkpoint is damaged, or of another experiment or other data."""
+    try:
+        _check_same_run(path, load_checkpoint(path).meta, experiment, data_digest)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
+
+
 def _check_same_run(path: Path, meta: dict[str, Any], experiment: Experiment, data_digest: str) -> None:
     if meta["data"] != data_digest:
         raise CheckpointError(
-            f"{path}: was trained on other data than --data holds now; give the folder of the first run"
+            f"{path}: was trained on other data than are given now; name the first run's by --data"
         )
     own = json.loads(json.dumps(asdict(experiment)))  # tuples as JSON has them
     theirs = {**meta["experiment"], **{key: own[key] for key in MAY_CHANGE}}

@@ -201,6 +201,29 @@ def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
     assert "trained on other data" in text
 
 
+def test_only_an_explicit_data_option_takes_the_place_of_the_data_that_a_run_recorded(
+    source, tmp_path, monkeypatch
+):
+    out, run, moved = tmp_path / "x.h5", tmp_path / "run", tmp_path / "moved" / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
+    npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", run)
+    monkeypatch.setenv("NPGAIT_DATA", str(source))
+    assert "every equation holds" in npgait("check", run)
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        trained_on = json.loads(file["meta"][()].tobytes())["data"]
+    (run / "imagenet-bp/checkpoint.h5").unlink()  # as if killed before there was one
+    npgait("resume", run, "--no-plots")
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        assert json.loads(file["meta"][()].tobytes())["data"] == trained_on
+    assert "trained on other data" in npgait("resume", run, "--no-plots", "--data", source, status=2)
+    assert json.loads((run / "run.json").read_text())["data"] == str(out)
+    moved.parent.mkdir()
+    for store in (out, tmp_path / "x.val.h5"):
+        store.rename(moved.with_name(store.name))
+    npgait("resume", run, "--no-plots", "--data", moved)
+    assert json.loads((run / "run.json").read_text())["data"] == str(moved)
+
+
 def test_a_store_of_small_images_says_what_to_set(source, tmp_path):
     npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "--size", 20, "-q")
     text = npgait("run", *RUN, "--data", tmp_path / "x.h5", "--out", tmp_path / "r", status=2)
