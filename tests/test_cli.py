@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -394,15 +395,16 @@ def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
     assert "run.json" in result.output
 
 
-def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accuracy_and_angle(tmp_path):
+def shown_on_a_terminal(tmp_path, name, columns):
+    """The last line of epoch 2 of 2 as a terminal of so many columns is sent it."""
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "npgait", "run", "digits", "-e", "gait", "--set", "epochs=2"]
+    command = [sys.executable, "-m", "npgait", "run", "digits", "-e", name, "--set", "epochs=2"]
     process = subprocess.Popen(
-        [*command, "--no-plots", "--out", str(tmp_path / "run"), "--device", "cpu"],
+        [*command, "--no-plots", "--out", str(tmp_path / f"run{columns}"), "--device", "cpu"],
         stderr=child,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": str(columns)},
     )
     os.close(child)
     shown = b""
@@ -411,11 +413,26 @@ def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accura
             shown += data
     os.close(parent)
     assert process.wait() == 0
-    last = [
-        line.strip("\r").split("\r")[-1] for line in shown.decode().split("\n") if "gait 2/2" in line
-    ][-1]
+    return [line.strip("\r").split("\r")[-1] for line in shown.decode().split("\n") if "2/2" in line][-1]
+
+
+def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accuracy_and_angle(tmp_path):
+    last = shown_on_a_terminal(tmp_path, "gait", 120)
+    assert last.startswith("gait 2/2")
     for words in ("it/s", "left", "loss", "train", "test", "angle"):
         assert words in last, last
+
+
+@pytest.mark.parametrize(
+    ("columns", "items"), [(80, ["loss", "test", "angle"]), (70, ["test", "angle"]), (36, []), (12, [])]
+)
+def test_a_narrow_terminal_is_shown_fewer_items_each_of_them_whole(columns, items, tmp_path):
+    last = shown_on_a_terminal(tmp_path, "gait-vanilla", columns).strip()
+    assert len(last) < columns
+    assert "2/2" in last
+    forms = {"loss": r"loss \d+\.\d{3}", "test": r"test \d+\.\d%", "angle": r"angle \d+\.\d deg"}
+    behind = last.split("it/s")[1:] or [""]
+    assert re.fullmatch("".join(f", {forms[item]}" for item in items), behind[0]), last
 
 
 def test_piped_output_is_plain_lines(tmp_path):
