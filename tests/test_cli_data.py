@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,6 +51,22 @@ def test_both_splits_are_made_checked_and_shown(source, tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (5 * 96, 4 * 96)
         assert np.asarray(sheet).std() > 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell as on POSIX")
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_change_nothing_but_what_is_shown(closed, source, tmp_path):
+    def shell(*args):
+        command = shlex.join([sys.executable, "-m", "npgait", *map(str, args)])
+        return subprocess.run(f"{command} {closed}", shell=True, check=False).returncode
+
+    out, run = tmp_path / "x.h5", tmp_path / "run"
+    assert shell("data", "prepare", "imagenet", source, out, "--size", 20, "--workers", 2) == 0
+    assert shell("data", "verify", out) == 0
+    assert "18 images, all as they were written" in npgait("data", "verify", out)
+    options = ["-e", "bp", "--set", "epochs=1", "--no-plots", "--device", "cpu"]
+    assert shell("run", "digits", *options, "--out", run) == 0
+    assert (run / "bp" / "checkpoint.h5").is_file()
 
 
 def test_damage_is_named_and_the_status_is_1(source, tmp_path):
