@@ -49,8 +49,8 @@ def resume(
 ) -> None:
     """Go on with the run in folder RUN from its last checkpoints.
 
-    Finished experiments are left as they are. On the CPU the weights at the end are those of a run
-    that was never interrupted, bit for bit.
+    Finished experiments are left as they are, and need no data. On the CPU the weights at the end are
+    those of a run that was never interrupted, bit for bit.
     """
     if not (folder / CONFIG).is_file():
         raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}")

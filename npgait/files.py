@@ -130,6 +130,15 @@ def shown(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def holds(path: Path, text: str) -> bool:
+    """Return whether a file is there and holds `text` (UTF-8), no more and no less."""
+    expected = text.encode()
+    try:
+        return path.stat().st_size == len(expected) and path.read_bytes() == expected
+    except FileNotFoundError:
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replacing(path) as temporary:

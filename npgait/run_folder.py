@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Device
-from npgait.files import read_text, write_text
+from npgait.files import holds, read_text, write_text
 from npgait.kernels import loops
 from npgait.metrics import LayerMeasures
 
@@ -93,21 +93,25 @@ def _read_json(path: Path) -> Any:
 def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write metrics.jsonl, metrics.csv and layers.csv of an experiment, each whole or not at all.
 
+    A file that is as it should be is left alone: a finished run may be read-only by now.
     A value that is missing is null in JSON and empty in CSV; NaN and infinity never stand in for it.
     """
     rows = [_in_order(row) for row in rows]
     lines = [json.dumps(_finite(row), allow_nan=False) for row in rows]
-    write_text(folder / METRICS, "".join(line + "\n" for line in lines))
+    texts = {METRICS: "".join(line + "\n" for line in lines)}
     epochs = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "epoch"]
     columns = list(dict.fromkeys(key for row in epochs for key in row))
-    write_text(folder / METRICS_CSV, _csv(columns, epochs))
+    texts[METRICS_CSV] = _csv(columns, epochs)
     layers = [
         {"step": row["step"], "epoch": row["epoch"], **layer}
         for row in rows
         if row["kind"] == "layers"
         for layer in row["layers"]
     ]
-    write_text(folder / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+    texts[LAYERS_CSV] = _csv(LAYER_COLUMNS, layers)
+    for name, text in texts.items():
+        if not holds(folder / name, text):
+            write_text(folder / name, text)
 
 
 def _in_order(row: dict[str, Any]) -> dict[str, Any]:

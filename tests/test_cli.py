@@ -84,11 +84,27 @@ def test_a_run_leaves_everything_needed_to_look_again(finished):
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     folder, _ = finished
-    before = (folder / "gait" / "checkpoint.h5").read_bytes()
+    before = {path: path.stat() for path in folder.rglob("*")}
     result = call("resume", folder)
     assert result.exit_code == 0
     assert "gait" in result.output
-    assert (folder / "gait" / "checkpoint.h5").read_bytes() == before
+    for path, stat in before.items():
+        now = path.stat()
+        assert (now.st_ino, now.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns), path
+    assert set(folder.rglob("*")) == set(before)
+
+
+def test_plots_that_a_killed_process_did_not_draw_are_drawn(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    shutil.rmtree(run / "plots")
+    assert call("resume", run).exit_code == 0
+    plots = sorted((run / "plots").iterdir())
+    os.utime(run / "gait" / "metrics.jsonl")  # an epoch later
+    drawn = [path.stat().st_mtime_ns for path in plots]
+    assert len(plots) == 6
+    assert call("resume", run).exit_code == 0
+    assert all(a < path.stat().st_mtime_ns for a, path in zip(drawn, plots, strict=True))
 
 
 @pytest.mark.parametrize("left", ["", '{"kind": "epoch"', None])

@@ -214,8 +214,18 @@ def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
     npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", tmp_path / "run")
     os.remove(out)
     npgait("data", "prepare", "imagenet", source, out, "--size", 64, "--seed", 1, "-q")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("epochs = 1", "epochs = 2"))
     text = npgait("resume", tmp_path / "run", "--no-plots", status=2)
     assert "trained on other data" in text
+
+
+def test_a_finished_run_needs_its_data_no_more(source, tmp_path):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
+    npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", tmp_path / "run")
+    os.remove(out)
+    assert "imagenet-bp" in npgait("resume", tmp_path / "run", "--no-plots")
 
 
 def test_only_an_explicit_data_option_takes_the_place_of_the_data_that_a_run_recorded(
