@@ -114,6 +114,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return raw
 
 
+def can_be_file(name: str) -> bool:
+    """Return whether this process can name a file so: not every locale has every letter."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str) -> str:
     """Return text in which bytes of a file name that are no text in this locale are read as UTF-8.
 

@@ -504,6 +504,39 @@ def test_names_that_seeds_make_too_long_are_refused_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_names_of_too_many_bytes_are_refused_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    for letters in (85, 86):  # of three bytes each
+        path.write_text(f'[[experiment]]\nname = "{"語" * letters}"\nepochs = 1\n', encoding="utf-8")
+        result = call("run", path, "-q", "--no-plots", "--out", tmp_path / f"run{letters}")
+        assert result.exit_code == (0 if letters == 85 else 2), result.output
+    assert "up to 255 bytes" in result.output
+    assert not (tmp_path / "run86").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are UTF-8 in every locale")
+@pytest.mark.parametrize("command", ["run", "resume", "compare"])
+def test_a_name_that_the_locale_has_no_letters_for_is_refused_at_once(command, finished, tmp_path):
+    path, folder = tmp_path / "mine.toml", tmp_path / "run"
+    path.write_text('[[experiment]]\nname = "日本語é"\n', encoding="utf-8")
+    if command != "run":
+        shutil.copytree(finished[0], folder)
+        shutil.copy(path, folder / "config.toml")
+    ascii_names = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    arguments = [path, "--out", folder] if command == "run" else [folder]
+    result = subprocess.run(
+        [*RUN, command, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **ascii_names},
+    )
+    assert result.returncode == 2, result.stderr
+    assert "cannot be the name of a folder in this locale" in result.stderr
+    assert "PYTHONUTF8=1" in result.stderr
+    assert folder.exists() == (command != "run")
+
+
 def test_a_run_under_way_is_not_resumed_beside_itself(finished):
     folder, _ = finished
     hold = (
