@@ -13,8 +13,8 @@ import numpy as np
 
 from npgait.config import Experiment
 from npgait.experiments import read_experiments
-from npgait.files import printable, read_text
-from npgait.run_folder import CONFIG, INFO, RunFolderError, hidden_angle, read_metrics
+from npgait.files import printable
+from npgait.run_folder import CONFIG, RunFolderError, hidden_angle, read_json, read_metrics
 
 NAMING = ("name", "description", "seed")  # keys in which repetitions of one experiment differ
 SEED = re.compile(r"-seed\d+$")  # what `npgait run --seeds` adds to a name
@@ -103,10 +103,7 @@ def read_run(folder: Path) -> list[Trained]:
         raise RunFolderError(
             f"{folder}: no run folder (there is no {CONFIG} in it); give a folder that `npgait run` made"
         )
-    try:
-        info = json.loads(read_text(folder / INFO, 1 << 20))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{folder / INFO}: cannot be read ({error})") from error
+    info = read_json(folder)
     experiments = read_experiments(folder / CONFIG)
     trained = [
         Trained(folder, e, read_metrics(folder / e.name), info if isinstance(info, dict) else {})

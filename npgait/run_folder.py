@@ -31,6 +31,7 @@ from npgait.metrics import LayerMeasures
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
 MAX_METRICS_BYTES = 1 << 28
+REMEDY = 'restore it, or write {"data": "DIR"} there: the folder of the data, null for the digits'
 EPOCH_COLUMNS = [
     "epoch",
     "step",
@@ -68,26 +69,29 @@ def read_info(folder: Path) -> dict[str, str | None]:
     RunFolderError
         If the file is missing or damaged.
     """
-    path, info = folder / INFO, _read_json(folder / INFO)
+    info = read_json(folder)
     keys = ("device", "data", "precision")
     found = {key: info.get(key) for key in keys} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
-        raise RunFolderError(f"{path}: does not say where the run was computed")
+        raise RunFolderError(f"{folder / INFO}: does not say where the run was computed; {REMEDY}")
     return found
 
 
 def record_data(folder: Path, data: Path) -> None:
     """Note in run.json where the data of a run lie from now on."""
-    info = _read_json(folder / INFO)
+    info = read_json(folder)
     info["data"] = str(data.resolve())
     write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(folder: Path) -> Any:
+    """Return what run.json holds, whatever that is; a RunFolderError where it cannot be read."""
+    path = folder / INFO
     try:
         return json.loads(read_text(path, 1 << 20))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"{path}: cannot be read ({reason}); {REMEDY}") from error
 
 
 def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -411,6 +411,20 @@ def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
     assert "run.json" in result.output
 
 
+def test_without_run_json_it_is_said_what_to_write_and_that_is_enough(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "run.json").unlink()
+    for command in ("resume", "check", "compare"):
+        result = call(command, folder)
+        assert result.exit_code == 2, result.output
+        assert "run.json: cannot be read" in result.output
+        assert 'write {"data": "DIR"} there' in result.output
+    (folder / "run.json").write_text('{"data": null}')
+    assert call("resume", folder, "--no-plots").exit_code == 0
+    assert call("compare", folder, "--no-plots").exit_code == 0
+
+
 def shown_on_a_terminal(tmp_path, name, columns):
     """The last line of epoch 2 of 2 as a terminal of so many columns is sent it."""
     pty = pytest.importorskip("pty")
