@@ -223,7 +223,8 @@ def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
 def test_a_finished_run_needs_its_data_no_more(source, tmp_path):
     out = tmp_path / "x.h5"
     npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
-    npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", tmp_path / "run")
+    quick = ["--set", "epochs=1", "--set", "initialisation=glorot_normal"]
+    npgait("run", *RUN, *quick, "--data", out, "--out", tmp_path / "run")
     os.remove(out)
     assert "imagenet-bp" in npgait("resume", tmp_path / "run", "--no-plots")
 
@@ -233,7 +234,8 @@ def test_only_an_explicit_data_option_takes_the_place_of_the_data_that_a_run_rec
 ):
     out, run, moved = tmp_path / "x.h5", tmp_path / "run", tmp_path / "moved" / "x.h5"
     npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
-    npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", run)
+    quick = ["--set", "epochs=1", "--set", "initialisation=glorot_normal"]
+    npgait("run", *RUN, *quick, "--data", out, "--out", run)
     monkeypatch.setenv("NPGAIT_DATA", str(source))
     assert "every equation holds" in npgait("check", run)
     with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
