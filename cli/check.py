@@ -11,12 +11,19 @@ from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
-from npgait.cli.options import choose_device, data_option, device_option, loader, selected
+from npgait.cli.options import (
+    choose_device,
+    data_of_run,
+    data_option,
+    device_option,
+    loader,
+    selected,
+)
 from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders.synthetic import SHAPES, random_images
-from npgait.run_folder import CHECKPOINT, CONFIG, read_info
+from npgait.run_folder import CHECKPOINT, CONFIG
 from npgait.session import Session, build_session, restore_session
 
 
@@ -40,7 +47,7 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     the error of its inverse, the angle of GAIT-prop's update to backpropagation's, the angle between
     absolute and difference targets at the network's own precision, and the distance from orthogonality.
     Below each table stands in words what is fine and what is not. Without --data, presets are checked on
-    noise.
+    noise, runs on their own data.
 
     \b
     npgait check
@@ -50,9 +57,8 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     chosen = choose_device(device, None)
     run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
     experiments = read_experiments(run / CONFIG) if run else find_experiments(preset)
-    if run is not None and data_dir is None:
-        data = read_info(run)["data"]
-        data_dir = Path(data) if data else None
+    if run is not None:
+        data_dir = data_of_run(run, data_dir)
     failed = []
     for experiment in selected(experiments, only):
         session, x, labels = _session(experiment, run, data_dir, chosen)

@@ -44,9 +44,9 @@ runs_argument = click.argument("runs", metavar="RUN...", nargs=-1, required=True
 def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
     """Compare the experiments of one run or more: a table, and the papers' four figures.
 
-    Experiments that differ in nothing but their seed are one line: mean and standard deviation. The
-    figures are accuracy in training and test by epoch, the angle to backpropagation by step, and by
-    layer with its quartiles.
+    Experiments that differ in nothing but their seed, and are at the same epoch, are one line: mean and
+    standard deviation. The same seed again is a line of its own. The figures are accuracy in training
+    and test by epoch, the angle to backpropagation by step, and by layer with its quartiles.
 
     \b
     npgait compare runs/digits-20261123-101500
@@ -101,7 +101,8 @@ def report(runs: Sequence[Path], out: Path) -> None:
 
 def read_groups(runs: Sequence[Path]) -> list[Group]:
     """Return the experiments of all runs, repetitions together."""
-    return group_repetitions([t for run in dict.fromkeys(runs) for t in read_run(run)])
+    once = {run.resolve(): run for run in reversed(runs)}  # however it is spelt
+    return group_repetitions([t for run in reversed(once.values()) for t in read_run(run)])
 
 
 def table(groups: Sequence[Group]) -> str:

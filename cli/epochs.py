@@ -5,13 +5,38 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from typing import Any
 
 import click
 import numpy as np
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 from npgait.session import Session
 from npgait.training import EpochDone, Event, Measured, StepDone
+
+FIRST_TO_GO = ("left", "train", "loss", "angle", "test")  # where a terminal is too narrow for all
+
+
+class LiveLine(tqdm):
+    """A bar with items behind it: those that fit, each whole, since half a number is another number."""
+
+    def __init__(self, **options: Any) -> None:
+        self.items: dict[str, str] = {}
+        super().__init__(**options)
+
+    def __str__(self) -> str:
+        values = self.format_dict
+        room = values["ncols"]
+        for gone in range(len(FIRST_TO_GO) + 1):
+            kept = [text for key, text in self.items.items() if key not in FIRST_TO_GO[:gone]]
+            line = self.format_meter(**{**values, "ncols": None, "postfix": ", ".join(kept)})
+            if disp_len(line) <= room:
+                return line
+        line = values["prefix"]
+        while disp_len(line) > room:  # its end says which epoch it is
+            line = line[1:]
+        return line
 
 
 class EpochLines:
@@ -31,7 +56,7 @@ class EpochLines:
         self.batches, self.quiet, self.progress = batches, quiet, session.progress
         self.batch_size = session.experiment.batch_size
         self.on_terminal = sys.stderr.isatty()
-        self.bar: tqdm | None = None
+        self.bar: LiveLine | None = None
         self.angle: float | None = None
         self.started, self.first = time.monotonic(), session.progress.step
 
@@ -57,7 +82,7 @@ class EpochLines:
     def _live(self, event: StepDone) -> None:
         if self.bar is None:
             size = shutil.get_terminal_size()
-            self.bar = tqdm(
+            self.bar = LiveLine(
                 total=self.batches,
                 initial=event.batch - 1,
                 desc=f"{self.name} {event.epoch}/{self.total}",
@@ -69,24 +94,25 @@ class EpochLines:
         if (
             event.batch == self.batches or self.bar.n % 10 == 0
         ):  # on a GPU, a look at the loss waits for it
-            self.bar.set_postfix_str(f"loss {float(event.loss):.3f}, {self._left()} left", refresh=False)
+            self.bar.items = {"loss": f"loss {float(event.loss):.3f}", "left": f"{self._left()} left"}
 
     def _ended(self, event: EpochDone) -> None:
         row = event.row
-        text = f"loss {row['train_loss']:.3f}, train {row['train_top1']:.1%}"
+        items = {"loss": f"loss {row['train_loss']:.3f}", "train": f"train {row['train_top1']:.1%}"}
         if "test_top1" in row:
-            text += f", test {row['test_top1']:.1%}"
+            items["test"] = f"test {row['test_top1']:.1%}"
         if self.angle is not None:
-            text += f", angle {self.angle:.1f} deg"
+            items["angle"] = f"angle {self.angle:.1f} deg"
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{text}, {self._left()} left")
+            self.bar.items = items | {"left": f"{self._left()} left"}
+            self.bar.refresh()
             self.bar.close()
             self.bar = None
         elif not self.on_terminal:
             rate = (self.progress.step - self.first) * self.batch_size / self._passed()
             click.echo(
-                f"{self.name}: epoch {row['epoch']}/{self.total}, {text}, {rate:.0f} samples/s, "
-                f"{self._left()} left"
+                f"{self.name}: epoch {row['epoch']}/{self.total}, {', '.join(items.values())}, "
+                f"{rate:.0f} samples/s, {self._left()} left"
             )
 
     def _passed(self) -> float:

@@ -26,13 +26,15 @@ from npgait.loaders.batches import sources
 from npgait.run_folder import (
     CHECKPOINT,
     CONFIG,
+    METRICS,
     PLOTS,
     RunFolderError,
     hidden_angle,
     read_metrics,
+    record_data,
     write_metrics,
 )
-from npgait.session import Session, build_session, restore_session, run_session
+from npgait.session import Session, build_session, read_progress, restore_session, run_session
 
 AnyDataset = Dataset | StoredDataset
 
@@ -46,6 +48,7 @@ def execute(
     quiet: bool,
     plots: bool,
     graphs: bool,
+    moved_to: Path | None = None,
 ) -> None:
     """Train every experiment that is not finished, then show the table and draw the plots.
 
@@ -63,6 +66,8 @@ def execute(
         Whether plots are drawn.
     graphs : bool
         Whether a GPU may replay steps from CUDA graphs.
+    moved_to : Path, optional
+        Where `load` finds the data, if run.json says otherwise so far.
 
     Raises
     ------
@@ -73,17 +78,20 @@ def execute(
     with _alone_in(folder), stop_on_signals() as stop:
         for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
             stale.unlink(missing_ok=True)
+        if moved_to is not None:
+            _move_data(folder, experiments, load, moved_to)
         for experiment in experiments:
+            if _is_finished(folder / experiment.name, experiment):
+                continue
             dataset = load(experiment)
             digest = dataset.digest()
             session = _open(folder / experiment.name, experiment, dataset, digest, device)
-            if not session.finished:
-                data = batches_of(dataset, session)
-                _train(session, *data, folder, digest, stop, quiet, graphs)
+            data = batches_of(dataset, session)
+            _train(session, *data, folder, digest, stop, quiet, graphs)
             if stop():
                 break
     rows = {e.name: read_metrics(folder / e.name) for e in experiments}
-    if plots and any(rows.values()):
+    if plots and any(rows.values()) and _outdated(folder, experiments):
         draw_run(folder, folder / PLOTS)
     click.echo(summary(rows))
     click.echo(f"run folder: {folder}")
@@ -99,6 +107,39 @@ def _alone_in(folder: Path) -> Iterator[None]:
         if not free:
             raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
         yield
+
+
+def _move_data(
+    folder: Path,
+    experiments: Sequence[Experiment],
+    load: Callable[[Experiment], AnyDataset],
+    moved_to: Path,
+) -> None:
+    """Note in run.json where the data lie now, once it is known that they are those of the run."""
+    for experiment in experiments:
+        digest, path = load(experiment).digest(), folder / experiment.name / CHECKPOINT
+        if path.exists():
+            read_progress(path, experiment, digest)
+    record_data(folder, moved_to)
+
+
+def _is_finished(folder: Path, experiment: Experiment) -> bool:
+    """Return whether all epochs of an experiment are done; its metrics are then made good."""
+    if not (folder / CHECKPOINT).exists():
+        return False
+    epochs, rows = read_progress(folder / CHECKPOINT, experiment)
+    if epochs < experiment.epochs:
+        return False
+    write_metrics(folder, rows)  # a process killed after the last checkpoint wrote none
+    return True
+
+
+def _outdated(folder: Path, experiments: Sequence[Experiment]) -> bool:
+    """Return whether there are no plots of a run, or metrics later than one of them."""
+    metrics = [folder / experiment.name / METRICS for experiment in experiments]
+    written = [path.stat().st_mtime_ns for path in metrics if path.exists()]
+    drawn = [path.stat().st_mtime_ns for path in (folder / PLOTS).glob("*.png")]
+    return not drawn or max(written) > min(drawn)
 
 
 def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:

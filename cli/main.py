@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -94,7 +96,21 @@ for command in (run, resume, presets, data, compare, plot, report, check, bench,
 
 def main() -> None:
     """Entry point of the command `npgait`."""
+    _open_closed_streams()
     cli(prog_name="npgait")
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that the caller closed; what is written there goes nowhere.
+
+    Left closed, the next file that is opened, a store say, would get the number of stderr, and with it
+    whatever a library prints. What processes are started inherits the streams.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - open to the end
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError, Experiment
 from npgait.loaders import Dataset, StoredDataset, load
+from npgait.run_folder import read_info
 
 data_option = click.option(
     "--data",
@@ -67,6 +69,17 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
         return load(name, data_dir, image_size=image_size)
 
     return lambda experiment: load_once(experiment.data, experiment.image_size)
+
+
+def data_of_run(folder: Path, data_dir: Path | None) -> Path | None:
+    """Return where the data of a run lie: what --data says, or else what run.json does.
+
+    NPGAIT_DATA does not count: by now it may name other data than the run began with.
+    """
+    if click.get_current_context().get_parameter_source("data_dir") == ParameterSource.COMMANDLINE:
+        return data_dir
+    recorded = read_info(folder)["data"]
+    return Path(recorded) if recorded else None
 
 
 def selected(experiments: list[Experiment], only: Sequence[str]) -> list[Experiment]:

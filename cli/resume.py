@@ -9,7 +9,7 @@ import click
 from npgait.cli.execute import execute
 from npgait.cli.options import (
     choose_device,
-    data_option,
+    data_of_run,
     graphs_option,
     loader,
     plots_option,
@@ -23,7 +23,12 @@ from npgait.run_folder import CONFIG, RunFolderError, read_info
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=NamedPath())
-@data_option
+@click.option(
+    "--data",
+    "data_dir",
+    type=NamedPath(),
+    help="Where the data of the run lie now; run.json keeps it  [default: where the run began]",
+)
 @click.option(
     "--device",
     metavar="cpu|gpu|gpu:N|auto",
@@ -44,14 +49,22 @@ def resume(
 ) -> None:
     """Go on with the run in folder RUN from its last checkpoints.
 
-    Finished experiments are left as they are. On the CPU the weights at the end are those of a run
-    that was never interrupted, bit for bit.
+    Finished experiments are left as they are, and need no data. On the CPU the weights at the end are
+    those of a run that was never interrupted, bit for bit.
     """
     if not (folder / CONFIG).is_file():
         raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}")
     experiments = read_experiments(folder / CONFIG)
     info = read_info(folder)
-    if data_dir is None and info["data"]:
-        data_dir = Path(info["data"])
     chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))
-    execute(folder, experiments, loader(data_dir), chosen, quiet=quiet, plots=plots, graphs=graphs)
+    load = loader(data_of_run(folder, data_dir))
+    execute(
+        folder,
+        experiments,
+        load,
+        chosen,
+        quiet=quiet,
+        plots=plots,
+        graphs=graphs,
+        moved_to=data_dir,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 
 from npgait.config import Experiment
 from npgait.experiments import read_experiments
-from npgait.files import printable, read_text
-from npgait.run_folder import CONFIG, INFO, RunFolderError, hidden_angle, read_metrics
+from npgait.files import printable
+from npgait.run_folder import CONFIG, RunFolderError, hidden_angle, read_json, read_metrics
 
 NAMING = ("name", "description", "seed")  # keys in which repetitions of one experiment differ
 SEED = re.compile(r"-seed\d+$")  # what `npgait run --seeds` adds to a name
@@ -78,7 +78,7 @@ def spread(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """An experiment and its repetitions with other seeds."""
+    """An experiment and its repetitions with other seeds, all at the same epoch."""
 
     label: str
     members: list[Trained]
@@ -103,10 +103,7 @@ def read_run(folder: Path) -> list[Trained]:
         raise RunFolderError(
             f"{folder}: no run folder (there is no {CONFIG} in it); give a folder that `npgait run` made"
         )
-    try:
-        info = json.loads(read_text(folder / INFO, 1 << 20))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{folder / INFO}: cannot be read ({error})") from error
+    info = read_json(folder)
     experiments = read_experiments(folder / CONFIG)
     trained = [
         Trained(folder, e, read_metrics(folder / e.name), info if isinstance(info, dict) else {})
@@ -119,22 +116,77 @@ def read_run(folder: Path) -> list[Trained]:
 
 
 def group_repetitions(trained: Sequence[Trained]) -> list[Group]:
-    """Return experiments that differ in nothing but their seed as one group each, in order."""
+    """Return experiments that differ in nothing but their seed as one group each, in order.
+
+    A seed counts once in a group, and the members of a group are at the same epoch: what would not be
+    a mean over seeds stays apart, by its folder and its name.
+    """
     groups: dict[str, list[Trained]] = {}
     for t in trained:
-        key = json.dumps({k: v for k, v in asdict(t.experiment).items() if k not in NAMING})
-        groups.setdefault(key, []).append(t)
-    labels = [SEED.sub("", members[0].experiment.name) for members in groups.values()]
-    several = len({t.folder for t in trained}) > 1
+        settings = {k: v for k, v in asdict(t.experiment).items() if k not in NAMING}
+        groups.setdefault(json.dumps([settings, t.final().get("epoch")]), []).append(t)
+    apart = [members for alike in groups.values() for members in _distinct_seeds(alike)]
+    return [Group(label, members) for label, members in zip(_labels(apart), apart, strict=True)]
+
+
+def _distinct_seeds(alike: list[Trained]) -> list[list[Trained]]:
+    """Return experiments of the same settings in groups in which no seed is used twice."""
+    groups = [alike]
+    for tell in (lambda t: t.folder, _base_name, lambda t: t.experiment.name):
+        finer: list[list[Trained]] = []
+        for members in groups:
+            unlike: dict[Any, list[Trained]] = {}
+            twice = len({t.experiment.seed for t in members}) < len(members)
+            for t in members:
+                unlike.setdefault(tell(t) if twice else None, []).append(t)
+            finer += unlike.values()
+        groups = finer
+    return groups
+
+
+def _base_name(t: Trained) -> str:
+    """Return the name of an experiment without the seed that `npgait run --seeds` adds."""
+    return SEED.sub("", t.experiment.name)
+
+
+def _labels(groups: Sequence[list[Trained]]) -> list[str]:
+    """Return the label of each group: its name, in brackets what tells it from others of that name."""
+    folders = _short_paths(list(dict.fromkeys(t.folder for members in groups for t in members)))
+    names = [_joined(_base_name(t) for t in members) for members in groups]
+    told: list[list[str]] = [[] for _ in groups]
+    for tell in (
+        [_joined(folders[t.folder] for t in members) for members in groups],
+        [f"epoch {members[0].final().get('epoch', 0):.0f}" for members in groups],
+        [_joined(t.experiment.name for t in members) for members in groups],
+        [str(number) for number in range(1, len(groups) + 1)],
+    ):
+        labels = [(name, *words) for name, words in zip(names, told, strict=True)]
+        for words, own, label in zip(told, tell, labels, strict=True):
+            same = {other for other, theirs in zip(tell, labels, strict=True) if theirs == label}
+            words += [own] * (len(same) > 1)
     return [
-        Group(_unlike(label, labels, members[0].folder, several), members)
-        for label, members in zip(labels, groups.values(), strict=True)
+        f"{name} ({', '.join(words)})" if words else name
+        for name, words in zip(names, told, strict=True)
     ]
 
 
-def _unlike(label: str, labels: Sequence[str], folder: Path, several: bool) -> str:
-    """Return the label, with its folder where another group has the same."""
-    return f"{label} ({printable(folder.name)})" if several and labels.count(label) > 1 else label
+def _short_paths(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the end of each path, as long as it takes to tell it from the others."""
+    parts = {folder: folder.resolve().parts for folder in folders}
+
+    def end(folder: Path, length: int) -> str:
+        return printable("/".join(parts[folder][-length:]))
+
+    short = {}
+    for folder in folders:
+        lengths = range(1, len(parts[folder]) + 1)
+        alone = (n for n in lengths if [end(f, n) for f in folders].count(end(folder, n)) == 1)
+        short[folder] = end(folder, next(alone, 1))
+    return short
+
+
+def _joined(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
 
 
 def changed_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
+from npgait.files import can_be_file
 from npgait.initialisation import INITIALISATIONS
 from npgait.inverse import DEFAULT_TOLERANCE, METHODS
 from npgait.losses import LOSSES
@@ -26,6 +28,7 @@ from npgait.run_folder import CONFIG, INFO, PLOTS
 from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
+MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
 
 
 class ConfigError(ValueError):
@@ -213,13 +216,17 @@ def _in_range(
 def _is_folder_name(name: str) -> bool:
     allowed = all(c.isalnum() or c in "-_." for c in name)
     taken = name.lower() in (CONFIG, INFO, PLOTS)  # by a run's own files
-    return bool(name) and allowed and not name.startswith(".") and len(name) <= 100 and not taken
+    fits = allowed and len(name) <= 100 and len(name.encode()) <= MAX_NAME_BYTES
+    return bool(name) and fits and not name.startswith(".") and not taken
 
 
 def _expected(key: str) -> str:
     spec = KEYS[key].metadata
     if key == "name":
-        return "up to 100 letters, digits, '-', '_' and '.', and no name of a run's own files"
+        return (
+            f"up to 100 letters, digits, '-', '_' and '.' (up to {MAX_NAME_BYTES} bytes in UTF-8), and "
+            "no name of a run's own files"
+        )
     if spec["choices"] is not None:
         return "one of " + ", ".join(spec["choices"])
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
@@ -230,9 +237,14 @@ def _expected(key: str) -> str:
 
 
 def _check_together(e: Experiment, where: str) -> None:
-    """Refuse values that are fine alone and cannot work together."""
+    """Refuse values that are fine alone and cannot work together, or not on this machine."""
     problem = None
-    if e.gamma is not None and e.gamma > 1:
+    if not can_be_file(e.name):
+        problem = (
+            f"key 'name' is {e.name!r}, which cannot be the name of a folder in this locale "
+            f"({sys.getfilesystemencoding()}); use ASCII letters, or set PYTHONUTF8=1"
+        )
+    elif e.gamma is not None and e.gamma > 1:
         problem = f"key 'gamma' is {e.gamma}; expected a number above 0 and up to 1"
     elif e.rule in INVERTING and e.auxiliary is False:
         problem = f"key 'auxiliary' is false; rule {e.rule!r} inverts layers and needs it true"

@@ -124,6 +124,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return raw
 
 
+def can_be_file(name: str) -> bool:
+    """Return whether this process can name a file so: not every locale has every letter."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str) -> str:
     """Return text in which bytes of a file name that are no text in this locale are read as UTF-8.
 
@@ -138,6 +147,15 @@ def printable(text: str) -> str:
 def shown(text: object) -> str:
     """Return words from elsewhere as one printable line: what would move a cursor is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def holds(path: Path, text: str) -> bool:
+    """Return whether a file is there and holds `text` (UTF-8), no more and no less."""
+    expected = text.encode()
+    try:
+        return path.stat().st_size == len(expected) and path.read_bytes() == expected
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Device
-from npgait.files import read_text, write_text
+from npgait.files import holds, read_text, write_text
 from npgait.kernels import loops
 from npgait.metrics import LayerMeasures
 
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
 MAX_METRICS_BYTES = 1 << 28
+REMEDY = 'restore it, or write {"data": "DIR"} there: the folder of the data, null for the digits'
 EPOCH_COLUMNS = [
     "epoch",
     "step",
@@ -68,36 +69,53 @@ def read_info(folder: Path) -> dict[str, str | None]:
     RunFolderError
         If the file is missing or damaged.
     """
-    path = folder / INFO
-    try:
-        info = json.loads(read_text(path, 1 << 20))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    info = read_json(folder)
     keys = ("device", "data", "precision")
     found = {key: info.get(key) for key in keys} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
-        raise RunFolderError(f"{path}: does not say where the run was computed")
+        raise RunFolderError(f"{folder / INFO}: does not say where the run was computed; {REMEDY}")
     return found
+
+
+def record_data(folder: Path, data: Path) -> None:
+    """Note in run.json where the data of a run lie from now on."""
+    info = read_json(folder)
+    info["data"] = str(data.resolve())
+    write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
+
+
+def read_json(folder: Path) -> Any:
+    """Return what run.json holds, whatever that is; a RunFolderError where it cannot be read."""
+    path = folder / INFO
+    try:
+        return json.loads(read_text(path, 1 << 20))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"{path}: cannot be read ({reason}); {REMEDY}") from error
 
 
 def write_metrics(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write metrics.jsonl, metrics.csv and layers.csv of an experiment, each whole or not at all.
 
+    A file that is as it should be is left alone: a finished run may be read-only by now.
     A value that is missing is null in JSON and empty in CSV; NaN and infinity never stand in for it.
     """
     rows = [_in_order(row) for row in rows]
     lines = [json.dumps(_finite(row), allow_nan=False) for row in rows]
-    write_text(folder / METRICS, "".join(line + "\n" for line in lines))
+    texts = {METRICS: "".join(line + "\n" for line in lines)}
     epochs = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "epoch"]
     columns = list(dict.fromkeys(key for row in epochs for key in row))
-    write_text(folder / METRICS_CSV, _csv(columns, epochs))
+    texts[METRICS_CSV] = _csv(columns, epochs)
     layers = [
         {"step": row["step"], "epoch": row["epoch"], **layer}
         for row in rows
         if row["kind"] == "layers"
         for layer in row["layers"]
     ]
-    write_text(folder / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+    texts[LAYERS_CSV] = _csv(LAYER_COLUMNS, layers)
+    for name, text in texts.items():
+        if not holds(folder / name, text):
+            write_text(folder / name, text)
 
 
 def _in_order(row: dict[str, Any]) -> dict[str, Any]:

@@ -50,11 +50,6 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     rows: list[dict[str, Any]] = field(default_factory=list)  # metrics so far, as written to disk
 
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.progress.epoch >= self.experiment.epochs
-
 
 def build_session(
     experiment: Experiment, shape_in: tuple[int, ...], n_classes: int, device: Device = CPU
@@ -168,10 +163,32 @@ def restore_session(path: Path, session: Session, data_digest: str) -> None:
         raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
 
 
-def _check_same_run(path: Path, meta: dict[str, Any], experiment: Experiment, data_digest: str) -> None:
-    if meta["data"] != data_digest:
+def read_progress(
+    path: Path, experiment: Experiment, data_digest: str | None = None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many epochs of an experiment are done by its checkpoint, and its metrics.
+
+    Needs no data; with their digest it is checked too that they are those of the checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or of another experiment or other data.
+    """
+    meta = load_checkpoint(path).meta
+    try:
+        _check_same_run(path, meta, experiment, data_digest)
+        return int(meta["progress"]["epoch"]), list(meta["rows"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
+
+
+def _check_same_run(
+    path: Path, meta: dict[str, Any], experiment: Experiment, data_digest: str | None
+) -> None:
+    if data_digest is not None and meta["data"] != data_digest:
         raise CheckpointError(
-            f"{path}: was trained on other data than --data holds now; give the folder of the first run"
+            f"{path}: was trained on other data than are given now; name the first run's by --data"
         )
     own = json.loads(json.dumps(asdict(experiment)))  # tuples as JSON has them
     theirs = {**meta["experiment"], **{key: own[key] for key in MAY_CHANGE}}

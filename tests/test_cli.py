@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -84,11 +85,27 @@ def test_a_run_leaves_everything_needed_to_look_again(finished):
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     folder, _ = finished
-    before = (folder / "gait" / "checkpoint.h5").read_bytes()
+    before = {path: path.stat() for path in folder.rglob("*")}
     result = call("resume", folder)
     assert result.exit_code == 0
     assert "gait" in result.output
-    assert (folder / "gait" / "checkpoint.h5").read_bytes() == before
+    for path, stat in before.items():
+        now = path.stat()
+        assert (now.st_ino, now.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns), path
+    assert set(folder.rglob("*")) == set(before)
+
+
+def test_plots_that_a_killed_process_did_not_draw_are_drawn(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    shutil.rmtree(run / "plots")
+    assert call("resume", run).exit_code == 0
+    plots = sorted((run / "plots").iterdir())
+    os.utime(run / "gait" / "metrics.jsonl")  # an epoch later
+    drawn = [path.stat().st_mtime_ns for path in plots]
+    assert len(plots) == 6
+    assert call("resume", run).exit_code == 0
+    assert all(a < path.stat().st_mtime_ns for a, path in zip(drawn, plots, strict=True))
 
 
 @pytest.mark.parametrize("left", ["", '{"kind": "epoch"', None])
@@ -395,15 +412,30 @@ def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
     assert "run.json" in result.output
 
 
-def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accuracy_and_angle(tmp_path):
+def test_without_run_json_it_is_said_what_to_write_and_that_is_enough(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "run.json").unlink()
+    for command in ("resume", "check", "compare"):
+        result = call(command, folder)
+        assert result.exit_code == 2, result.output
+        assert "run.json: cannot be read" in result.output
+        assert 'write {"data": "DIR"} there' in result.output
+    (folder / "run.json").write_text('{"data": null}')
+    assert call("resume", folder, "--no-plots").exit_code == 0
+    assert call("compare", folder, "--no-plots").exit_code == 0
+
+
+def shown_on_a_terminal(tmp_path, name, columns):
+    """The last line of epoch 2 of 2 as a terminal of so many columns is sent it."""
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "npgait", "run", "digits", "-e", "gait", "--set", "epochs=2"]
+    command = [sys.executable, "-m", "npgait", "run", "digits", "-e", name, "--set", "epochs=2"]
     process = subprocess.Popen(
-        [*command, "--no-plots", "--out", str(tmp_path / "run"), "--device", "cpu"],
+        [*command, "--no-plots", "--out", str(tmp_path / f"run{columns}"), "--device", "cpu"],
         stderr=child,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": str(columns)},
     )
     os.close(child)
     shown = b""
@@ -412,11 +444,26 @@ def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accura
             shown += data
     os.close(parent)
     assert process.wait() == 0
-    last = [
-        line.strip("\r").split("\r")[-1] for line in shown.decode().split("\n") if "gait 2/2" in line
-    ][-1]
+    return [line.strip("\r").split("\r")[-1] for line in shown.decode().split("\n") if "2/2" in line][-1]
+
+
+def test_on_a_terminal_each_epoch_is_a_live_line_with_rate_time_left_loss_accuracy_and_angle(tmp_path):
+    last = shown_on_a_terminal(tmp_path, "gait", 120)
+    assert last.startswith("gait 2/2")
     for words in ("it/s", "left", "loss", "train", "test", "angle"):
         assert words in last, last
+
+
+@pytest.mark.parametrize(
+    ("columns", "items"), [(80, ["loss", "test", "angle"]), (70, ["test", "angle"]), (36, []), (12, [])]
+)
+def test_a_narrow_terminal_is_shown_fewer_items_each_of_them_whole(columns, items, tmp_path):
+    last = shown_on_a_terminal(tmp_path, "gait-vanilla", columns).strip()
+    assert len(last) < columns
+    assert "2/2" in last
+    forms = {"loss": r"loss \d+\.\d{3}", "test": r"test \d+\.\d%", "angle": r"angle \d+\.\d deg"}
+    behind = last.split("it/s")[1:] or [""]
+    assert re.fullmatch("".join(f", {forms[item]}" for item in items), behind[0]), last
 
 
 def test_piped_output_is_plain_lines(tmp_path):
@@ -470,6 +517,39 @@ def test_names_that_seeds_make_too_long_are_refused_at_once(tmp_path):
     assert result.exit_code == 2
     assert "up to 100 letters" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_names_of_too_many_bytes_are_refused_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    for letters in (85, 86):  # of three bytes each
+        path.write_text(f'[[experiment]]\nname = "{"語" * letters}"\nepochs = 1\n', encoding="utf-8")
+        result = call("run", path, "-q", "--no-plots", "--out", tmp_path / f"run{letters}")
+        assert result.exit_code == (0 if letters == 85 else 2), result.output
+    assert "up to 255 bytes" in result.output
+    assert not (tmp_path / "run86").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are UTF-8 in every locale")
+@pytest.mark.parametrize("command", ["run", "resume", "compare"])
+def test_a_name_that_the_locale_has_no_letters_for_is_refused_at_once(command, finished, tmp_path):
+    path, folder = tmp_path / "mine.toml", tmp_path / "run"
+    path.write_text('[[experiment]]\nname = "日本語é"\n', encoding="utf-8")
+    if command != "run":
+        shutil.copytree(finished[0], folder)
+        shutil.copy(path, folder / "config.toml")
+    ascii_names = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    arguments = [path, "--out", folder] if command == "run" else [folder]
+    result = subprocess.run(
+        [*RUN, command, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **ascii_names},
+    )
+    assert result.returncode == 2, result.stderr
+    assert "cannot be the name of a folder in this locale" in result.stderr
+    assert "PYTHONUTF8=1" in result.stderr
+    assert folder.exists() == (command != "run")
 
 
 def test_a_run_under_way_is_not_resumed_beside_itself(finished):

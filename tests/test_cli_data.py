@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,6 +51,22 @@ def test_both_splits_are_made_checked_and_shown(source, tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (5 * 96, 4 * 96)
         assert np.asarray(sheet).std() > 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell as on POSIX")
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_change_nothing_but_what_is_shown(closed, source, tmp_path):
+    def shell(*args):
+        command = shlex.join([sys.executable, "-m", "npgait", *map(str, args)])
+        return subprocess.run(f"{command} {closed}", shell=True, check=False).returncode
+
+    out, run = tmp_path / "x.h5", tmp_path / "run"
+    assert shell("data", "prepare", "imagenet", source, out, "--size", 20, "--workers", 2) == 0
+    assert shell("data", "verify", out) == 0
+    assert "18 images, all as they were written" in npgait("data", "verify", out)
+    options = ["-e", "bp", "--set", "epochs=1", "--no-plots", "--device", "cpu"]
+    assert shell("run", "digits", *options, "--out", run) == 0
+    assert (run / "bp" / "checkpoint.h5").is_file()
 
 
 def test_damage_is_named_and_the_status_is_1(source, tmp_path):
@@ -197,8 +214,43 @@ def test_a_run_does_not_go_on_with_another_store(source, tmp_path):
     npgait("run", *RUN, "--set", "epochs=1", "--data", out, "--out", tmp_path / "run")
     os.remove(out)
     npgait("data", "prepare", "imagenet", source, out, "--size", 64, "--seed", 1, "-q")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("epochs = 1", "epochs = 2"))
     text = npgait("resume", tmp_path / "run", "--no-plots", status=2)
     assert "trained on other data" in text
+
+
+def test_a_finished_run_needs_its_data_no_more(source, tmp_path):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
+    quick = ["--set", "epochs=1", "--set", "initialisation=glorot_normal"]
+    npgait("run", *RUN, *quick, "--data", out, "--out", tmp_path / "run")
+    os.remove(out)
+    assert "imagenet-bp" in npgait("resume", tmp_path / "run", "--no-plots")
+
+
+def test_only_an_explicit_data_option_takes_the_place_of_the_data_that_a_run_recorded(
+    source, tmp_path, monkeypatch
+):
+    out, run, moved = tmp_path / "x.h5", tmp_path / "run", tmp_path / "moved" / "x.h5"
+    npgait("data", "prepare", "imagenet", source, out, "--size", 64, "-q")
+    quick = ["--set", "epochs=1", "--set", "initialisation=glorot_normal"]
+    npgait("run", *RUN, *quick, "--data", out, "--out", run)
+    monkeypatch.setenv("NPGAIT_DATA", str(source))
+    assert "every equation holds" in npgait("check", run)
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        trained_on = json.loads(file["meta"][()].tobytes())["data"]
+    (run / "imagenet-bp/checkpoint.h5").unlink()  # as if killed before there was one
+    npgait("resume", run, "--no-plots")
+    with h5py.File(run / "imagenet-bp/checkpoint.h5") as file:
+        assert json.loads(file["meta"][()].tobytes())["data"] == trained_on
+    assert "trained on other data" in npgait("resume", run, "--no-plots", "--data", source, status=2)
+    assert json.loads((run / "run.json").read_text())["data"] == str(out)
+    moved.parent.mkdir()
+    for store in (out, tmp_path / "x.val.h5"):
+        store.rename(moved.with_name(store.name))
+    npgait("resume", run, "--no-plots", "--data", moved)
+    assert json.loads((run / "run.json").read_text())["data"] == str(moved)
 
 
 def test_a_store_of_small_images_says_what_to_set(source, tmp_path):

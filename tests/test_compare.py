@@ -62,6 +62,56 @@ def test_seeds_repeat_each_experiment_and_become_one_line_with_mean_and_spread(r
     assert groups[1].summary()["test_top1"] == pytest.approx((np.mean(finals), np.std(finals, ddof=1)))
 
 
+def copied(run, to, *, seed=0, epochs=2, name="gait"):
+    """A copy of the second run, under another seed, cut back to an epoch, or under another name."""
+    shutil.copytree(run, to)
+    text = (to / "config.toml").read_text().replace("seed = 0", f"seed = {seed}")
+    (to / "config.toml").write_text(text.replace('name = "gait"', f'name = "{name}"'))
+    rows = (to / "gait" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [row for row in rows if json.loads(row)["epoch"] <= epochs]
+    (to / "gait" / "metrics.jsonl").write_text("".join(kept))
+    (to / "gait").rename(to / name)
+    return to
+
+
+def lines(*folders):
+    """Label and number of seeds of each line that `compare` shows."""
+    run = npgait("compare", *folders, "--no-plots")
+    assert run.exit_code == 0, run.output
+    rows = [line.split("  ") for line in run.output.split("\n\n")[0].splitlines()[2:]]
+    return [(row[0], int(next(filter(None, row[1:])))) for row in rows]
+
+
+def test_the_same_seed_again_is_a_line_of_its_own_whose_label_tells_its_folder(runs, tmp_path):
+    folders = [copied(runs[1], tmp_path / name / "run") for name in ("q1", "q2")]
+    assert lines(*folders) == [("gait (q1/run)", 1), ("gait (q2/run)", 1)]
+    other = copied(runs[1], tmp_path / "other", seed=1)
+    assert lines(folders[0], other) == [("gait", 2)]
+    assert lines(*folders, other) == [("gait (q1/run)", 1), ("gait (q2/run)", 1), ("gait (other)", 1)]
+
+
+def test_a_run_that_is_named_twice_is_one_line(runs, monkeypatch):
+    monkeypatch.chdir(runs[1])
+    assert lines(runs[1], ".", runs[1].parent / "first" / ".." / "second") == [("gait", 1)]
+
+
+def test_experiments_of_other_names_keep_them_on_lines_of_their_own_or_on_one(runs, tmp_path):
+    same = [copied(runs[1], tmp_path / name, name=name) for name in ("one", "two")]
+    assert lines(*same) == [("one", 1), ("two", 1)]
+    assert lines(same[0], copied(runs[1], tmp_path / "b", seed=1, name="three")) == [("one, three", 2)]
+
+
+def test_what_is_at_another_epoch_is_not_part_of_a_mean(runs, tmp_path):
+    behind = copied(runs[1], tmp_path / "behind", seed=1, epochs=1)
+    assert lines(runs[1], behind) == [("gait (second)", 1), ("gait (behind)", 1)]
+    one = tmp_path / "one"  # seeds of one folder, one of them behind
+    shutil.copytree(runs[0], one)
+    rows = (one / "bp-seed1" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [row for row in rows if json.loads(row)["epoch"] == 1]
+    (one / "bp-seed1" / "metrics.jsonl").write_text("".join(kept))
+    assert lines(one) == [("bp (epoch 2)", 1), ("bp (epoch 1)", 1), ("gait", 2)]
+
+
 def test_compare_shows_what_differs_between_runs_and_draws_the_four_figures(runs, tmp_path):
     run = npgait("compare", *runs, "--out", tmp_path / "figures")
     assert run.exit_code == 0, run.output
