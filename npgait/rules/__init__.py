@@ -194,9 +194,13 @@ def default_gamma(name: str, normalised: bool) -> float:
 def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
     """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
     own, drawn = network.feedback, draw_feedback(name, network, rng)
-    if drawn is None or (own and [np.shape(B) for B in own] == [np.shape(B) for B in drawn]):
+    if drawn is None or (own and _shapes(own) == _shapes(drawn)):
         return own
     return drawn
+
+
+def _shapes(feedback: Sequence[Array | None]) -> list[tuple[int, ...] | None]:
+    return [None if B is None else B.shape for B in feedback]
 
 
 def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
