@@ -11,7 +11,7 @@ from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
-from npgait.cli.options import choose_device, data_option, device_option, loader, selected
+from npgait.cli.options import choose_device, data_option, device_option, loader
 from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
@@ -49,12 +49,15 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     """  # noqa: D301 - click wants the control character
     chosen = choose_device(device, None)
     run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
-    experiments = read_experiments(run / CONFIG) if run else find_experiments(preset)
+    if run is not None:
+        experiments = read_experiments(run / CONFIG, only=only)
+    else:
+        experiments = find_experiments(preset, only=only)
     if run is not None and data_dir is None:
         data = read_info(run)["data"]
         data_dir = Path(data) if data else None
     failed = []
-    for experiment in selected(experiments, only):
+    for experiment in experiments:
         session, x, labels = _session(experiment, run, data_dir, chosen)
         layers, findings = check_session(session, x, labels)
         click.echo(f"{experiment.name} ({experiment.dtype}, {len(labels)} samples)\n")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.cli.paths import NamedPath
-from npgait.config import ConfigError, Experiment
+from npgait.config import Experiment
 from npgait.loaders import Dataset, StoredDataset, load
 
 data_option = click.option(
@@ -67,12 +67,3 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
         return load(name, data_dir, image_size=image_size)
 
     return lambda experiment: load_once(experiment.data, experiment.image_size)
-
-
-def selected(experiments: list[Experiment], only: Sequence[str]) -> list[Experiment]:
-    """Return the experiments named by --experiment, all where none is."""
-    names = [experiment.name for experiment in experiments]
-    for name in only:
-        if name not in names:
-            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
-    return [e for e in experiments if not only or e.name in only]

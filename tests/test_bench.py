@@ -132,6 +132,10 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
     assert choose("digits", ["dfa"], [], {})[1].rule == "dfa"
     only = choose("mnist-gait-2l", [], [], {})
     assert [e.rule for e in only] == ["bp", "gait"]
+    faster = choose("faster", [], ["faster-cifar10-gait"], {"width": 64})  # the other has no width
+    assert [(e.rule, e.width) for e in faster] == [("bp", 64), ("gait", 64)]
+    beside = choose("mnist", [], ["mnist-gait-4l"], {"width": 64})
+    assert [(e.name, e.width) for e in beside] == [("mnist-bp-4l", 64), ("mnist-gait-4l", 64)]
     with pytest.raises(ConfigError, match="nothing"):
         choose("digits", [], ["nothing"], {})
 
