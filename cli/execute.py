@@ -22,7 +22,7 @@ from npgait.data import Source
 from npgait.figures import draw_run
 from npgait.files import locked
 from npgait.loaders import RESIZED, Dataset, StoredDataset
-from npgait.loaders.batches import sources
+from npgait.loaders.batches import crop_of, sources
 from npgait.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -106,7 +106,7 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
 
     Raises
     ------
-    ConfigError
+    ConfigError, DataError
         If an experiment does not fit its data.
     """
     built = set()
@@ -115,7 +115,9 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
         cheap = replace(experiment, initialisation="glorot_normal")  # orthogonal weights take longer
         like = replace(cheap, name="", description="", seed=0)
         if like not in built:
-            build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
+            session = build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
+            if isinstance(dataset, StoredDataset):
+                crop_of(dataset, session.network.shape_in)
             built.add(like)
 
 
