@@ -21,6 +21,7 @@ from npgait.config import Experiment
 from npgait.data import Source
 from npgait.figures import draw_run
 from npgait.files import locked
+from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
 from npgait.loaders import RESIZED, Dataset, StoredDataset
 from npgait.loaders.batches import crop_of, sources
 from npgait.run_folder import (
@@ -33,8 +34,10 @@ from npgait.run_folder import (
     write_metrics,
 )
 from npgait.session import Session, build_session, restore_session, run_session
+from npgait.training import TrainingDivergedError
 
 AnyDataset = Dataset | StoredDataset
+DIVERGED = (TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError)
 
 
 def execute(
@@ -48,6 +51,8 @@ def execute(
     graphs: bool,
 ) -> None:
     """Train every experiment that is not finished, then show the table and draw the plots.
+
+    One that cannot go on is named and left; the others are trained, and the status at the end is 1.
 
     Parameters
     ----------
@@ -73,23 +78,27 @@ def execute(
     with _alone_in(folder), stop_on_signals() as stop:
         for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
             stale.unlink(missing_ok=True)
+        failed = []
         for experiment in experiments:
-            dataset = load(experiment)
-            digest = dataset.digest()
-            session = _open(folder / experiment.name, experiment, dataset, digest, device)
-            if not session.finished:
-                data = batches_of(dataset, session)
-                _train(session, *data, folder, digest, stop, quiet, graphs)
+            try:
+                _train(folder, experiment, load, device, stop, quiet, graphs)
+            except DIVERGED as error:
+                click.echo(f"Error: experiment {experiment.name!r}: {error}", err=True)
+                failed.append(experiment.name)
             if stop():
                 break
     rows = {e.name: read_metrics(folder / e.name) for e in experiments}
     if plots and any(rows.values()):
         draw_run(folder, folder / PLOTS)
     click.echo(summary(rows))
+    if failed:
+        click.echo(f"failed: {', '.join(failed)}")
     click.echo(f"run folder: {folder}")
     if stop():
         click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
         sys.exit(128 + (stop.signal or 0))
+    if failed:
+        sys.exit(1)
 
 
 @contextmanager
@@ -155,17 +164,21 @@ def shape_in(dataset: AnyDataset, experiment: Experiment) -> tuple[int, int, int
 
 
 def _train(
-    session: Session,
-    train_data: Source,
-    test_data: Source | None,
     folder: Path,
-    digest: str,
+    e: Experiment,
+    load: Callable[[Experiment], AnyDataset],
+    device: Device,
     stop: Callable[[], bool],
     quiet: bool,
     graphs: bool,
 ) -> None:
-    """Train one session, showing a line an epoch."""
-    e = session.experiment
+    """Train one experiment to its end, showing a line an epoch."""
+    dataset = load(e)
+    digest = dataset.digest()
+    session = _open(folder / e.name, e, dataset, digest, device)
+    if session.finished:
+        return
+    train_data, test_data = batches_of(dataset, session)
     epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
     # Overflow needs no warning: a loss or weights that are not finite end the run, and are explained.
     quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")

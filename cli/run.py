@@ -73,7 +73,7 @@ def run(
 
     PRESET is the name of a preset (digits, mnist, mnist-gait-4l, cifar10, ...; `npgait presets` lists
     them all) or a TOML file. Without it the digits are run: four experiments on data that comes with
-    npgait.
+    npgait. One that diverges is named and left: the others are trained, and the exit status is 1.
 
     \b
     npgait run

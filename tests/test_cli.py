@@ -535,4 +535,20 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
     run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
-    assert "the loss is not finite at step 2" in run.stderr
+    assert "experiment 'bp': the loss is not finite at step 2" in run.stderr
+
+
+def test_experiments_beside_one_that_diverges_are_trained_by_run_and_by_resume(tmp_path):
+    out = tmp_path / "run"
+    gamma = ["--set", "gamma=1e-300", "--set", "epochs=2", "--no-plots"]
+    result = call("run", "--out", out, "-e", "gait-vanilla", "-e", "gait", *gamma)
+    assert result.exit_code == 1
+    assert "Error: experiment 'gait-vanilla': the loss is not finite" in result.output
+    assert "failed: gait-vanilla\n" in result.output
+    table = result.output[result.output.index("experiment  ") :].splitlines()
+    assert [line.split()[:2] for line in table[2:4]] == [["gait-vanilla", "0"], ["gait", "2"]]
+    shutil.rmtree(out / "gait")
+    result = call("resume", out, "--no-plots")
+    assert result.exit_code == 1
+    assert "failed: gait-vanilla\n" in result.output
+    assert (out / "gait" / "checkpoint.h5").exists()
