@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.cli.paths import NamedPath
 from npgait.config import Experiment
-from npgait.loaders import Dataset, StoredDataset, load
+from npgait.loaders import INCLUDED, DataError, Dataset, StoredDataset, load
 
 data_option = click.option(
     "--data",
@@ -61,9 +62,17 @@ def choose_device(spec: str, precision: str | None) -> Device:
 
 def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:
     """Return a function that loads the data set of an experiment, each once."""
+    context = click.get_current_context(silent=True)  # None where a program calls
+    source = context.get_parameter_source("data_dir") if context is not None else None
 
     @functools.cache
     def load_once(name: str, image_size: int) -> Dataset | StoredDataset:
-        return load(name, data_dir, image_size=image_size)
+        try:
+            return load(name, data_dir, image_size=image_size)
+        except DataError:
+            # NPGAIT_DATA is there for the others, and so is what a run noted down of it.
+            if name != INCLUDED or source is ParameterSource.COMMANDLINE:
+                raise
+            return load(name)
 
     return lambda experiment: load_once(experiment.data, experiment.image_size)

@@ -125,7 +125,9 @@ MISTAKES = [
     (["resume", "nosuch"], ["nosuch is not the folder of a run"]),
     (["presets", "show", "nosuch"], ["preset 'nosuch' is unknown"]),
     (["run", "mnist-gait-4l"], ["'mnist'", "train-images", "https://", "--data DIR"]),
-    (["run", "cifar10", "--data", "/nosuch"], ["/nosuch", "cifar-10-binary.tar.gz", "cs.toronto.edu"]),
+    (["run", "cifar10", "--data", "/nosuch"], ["/nosuch: there is no such file or folder"]),
+    (["run", "cifar10", "--data", "typo.h5"], ["typo.h5: there is no such file or folder"]),
+    (["run", "cifar10", "--data", "."], ["cifar-10-binary.tar.gz", "cs.toronto.edu"]),
 ]
 
 

@@ -212,6 +212,19 @@ def test_a_store_of_small_images_says_what_to_set(source, tmp_path):
     assert not (tmp_path / "r").exists()  # the corrected command takes the same --out
 
 
+def test_the_digits_need_no_data_whatever_the_environment_names(source, tmp_path, monkeypatch):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source / "train", out, "--size", 20, "-q")
+    run = ["run", "-q", "--no-plots", "-e", "bp", "--set", "epochs=1"]
+    text = npgait(*run, "--data", out, "--out", tmp_path / "typed", status=2)
+    assert "holds 'imagenet'; the experiment asks for 'digits'" in text
+    monkeypatch.setenv("NPGAIT_DATA", str(out))
+    npgait(*run, "--out", tmp_path / "run")
+    npgait("check", "digits", "-e", "bp")
+    monkeypatch.delenv("NPGAIT_DATA")
+    npgait("resume", "-q", "--no-plots", tmp_path / "run")
+
+
 def test_ctrl_c_stops_a_conversion_that_the_same_command_finishes(tmp_path, rng):
     tree = make_tree(tmp_path / "src", rng, images=800)
     command = [sys.executable, "-m", "npgait", "data", "prepare", "imagenet", str(tree)]
