@@ -16,7 +16,7 @@ import click
 from npgait.backend import Array, Device, synchronise
 from npgait.cli.bench_report import report
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import batches_of, shape_in
+from npgait.cli.execute import batches_of, naming, shape_in
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -194,7 +194,10 @@ def measure(
 ) -> dict[str, Any]:
     """Return all that is reported, as plain values."""
     keep_memory()
-    timed = [_set_up(e, device, data_dir, graphs) for e in experiments]
+    timed = []
+    for e in experiments:
+        with naming(e):
+            timed.append(_set_up(e, device, data_dir, graphs))
     bandwidths: list[float] = []
     for number in range(3):  # in turns, so that drift of the machine meets all alike
         bandwidths.append(bandwidth(device))
@@ -203,7 +206,7 @@ def measure(
             for p, before in zip(t.session.network.parameters(), t.weights, strict=True):
                 p[...] = before
             t.rates.append(product_rate(device, dtype))
-            with blas_threads(t.session.network, t.experiment.batch_size):
+            with naming(t.experiment), blas_threads(t.session.network, t.experiment.batch_size):
                 every = t.experiment.ortho_every
                 count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
                 t.costs.append(_cost(t))

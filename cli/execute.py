@@ -81,9 +81,10 @@ def execute(
         failed = []
         for experiment in experiments:
             try:
-                _train(folder, experiment, load, device, stop, quiet, graphs)
-            except DIVERGED as error:
-                click.echo(f"Error: experiment {experiment.name!r}: {error}", err=True)
+                with naming(experiment):
+                    _train(folder, experiment, load, device, stop, quiet, graphs)
+            except (*DIVERGED, MemoryError) as error:
+                click.echo(f"Error: {error}", err=True)
                 failed.append(experiment.name)
             if stop():
                 break
@@ -108,6 +109,24 @@ def _alone_in(folder: Path) -> Iterator[None]:
         if not free:
             raise RunFolderError(f"{folder}: another npgait is at work in it; wait for it, or stop it")
         yield
+
+
+@contextmanager
+def naming(experiment: Experiment) -> Iterator[None]:
+    """Name the experiment in the message of an error that ends its training.
+
+    Overflow needs no warning: a loss or weights that are not finite are such an error.
+    """
+    where = f"experiment {experiment.name!r}"
+    try:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
+    except DIVERGED as error:
+        raise type(error)(f"{where}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(
+            f"{where}: {error or 'there is too little memory'}; lower batch_size or the network's size"
+        ) from error
 
 
 def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
@@ -180,9 +199,7 @@ def _train(
         return
     train_data, test_data = batches_of(dataset, session)
     epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
-    # Overflow needs no warning: a loss or weights that are not finite end the run, and are explained.
-    quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    with epochs, blas_threads(session.network, e.batch_size), quietly:
+    with epochs, blas_threads(session.network, e.batch_size):
         where = folder / e.name
         events = run_session(session, train_data, test_data, where, digest, stop=stop, graphs=graphs)
         for event in events:

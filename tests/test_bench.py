@@ -158,6 +158,14 @@ def test_bench_prints_tables_and_json(monkeypatch):
     assert result["product_rate"]["float32"] > 0
 
 
+def test_bench_says_which_experiment_diverges_with_status_1_and_without_warnings():
+    arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
+    run = CliRunner().invoke(cli, [*arguments, "--set", "learning_rate=1e30"])
+    assert run.exit_code == 1
+    assert "Error: experiment 'bp': the loss is not finite" in run.output
+    assert run.output.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

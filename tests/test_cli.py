@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from npgait import models
 from npgait.cli.main import cli
 
 SMALL = ["--set", "epochs=2", "--set", "depth=1", "--set", "width=64"]
@@ -116,6 +117,7 @@ MISTAKES = [
     (["run", "--set", "epoch=3"], ["'epoch' is unknown", "'epochs'"]),
     (["run", "--set", "epochs=many"], ["digits.toml", "'epochs' is 'many'", "integer"]),
     (["run", "--set", "epochs"], ["expected key=value"]),
+    (["run", "--set", "width=1" + 30 * "0"], ["'bp'", "--set width", "below 16777216"]),
     (["run", "--set", "width=8"], ["10 classes do not fit", "gait-vanilla"]),
     (["run", "--device", "gpu:77"], ["gpu:77"]),
     (["run", "--device", "abacus"], ["abacus", "use cpu, gpu"]),
@@ -336,7 +338,6 @@ def test_only_the_backend_imports_cupy_and_the_core_knows_neither_cli_nor_loader
 def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are():
     from threadpoolctl import threadpool_info
 
-    from npgait import models
     from npgait.cli.threads import blas_threads
 
     def threads():
@@ -538,6 +539,21 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
     assert "experiment 'bp': the loss is not finite at step 2" in run.stderr
+
+
+def test_what_does_not_fit_into_memory_says_what_to_lower(tmp_path, monkeypatch):
+    def too_large(*sizes, **options):
+        raise MemoryError("Unable to allocate 7.28 TiB")
+
+    monkeypatch.setitem(models.MODELS, "square", too_large)
+    result = call("run", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "experiment 'bp': its weights do not fit into memory; lower width or depth" in result.output
+    monkeypatch.undo()
+    monkeypatch.setattr("npgait.cli.execute.run_session", too_large)
+    result = call("run", "-e", "bp", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "experiment 'bp': Unable to allocate 7.28 TiB; lower batch_size or" in result.output
 
 
 def test_experiments_beside_one_that_diverges_are_trained_by_run_and_by_resume(tmp_path):
