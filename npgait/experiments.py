@@ -122,7 +122,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     Raises
     ------
     ConfigError
-        If there is no "=", or the key is unknown.
+        If there is no "=", the key is unknown, or there is more than one value.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -130,12 +130,17 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text!r}: expected key=value")
     if key not in KEYS:
         raise ConfigError(f"--set: key {key!r} is unknown" + nearest(key, KEYS, "; nearest: {}"))
+    word = value.strip()
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        return key, value.strip()
+        table = {"value": word}
     except (ValueError, RecursionError) as error:  # too many digits, or brackets
         raise ConfigError(f"--set {key}: cannot be read: {error}") from error
+    # A second line would be lost, or become part of a word; an array or a quoted text may have more.
+    if len(table) > 1 or (table["value"] == word and "\n" in word):
+        raise ConfigError(f"--set {text!r}: expected one key=value; give each its own --set")
+    return key, table["value"]
 
 
 def to_toml(experiments: Iterable[Experiment]) -> str:

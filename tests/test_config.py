@@ -176,6 +176,15 @@ def test_wrong_overrides_say_so():
         parse_override("learning_rat=3")
 
 
+@pytest.mark.parametrize(
+    "text", ["epochs=2\nseed=3", "rule=bp\nseed=3", "epochs=2\n[seed]", 'rule="bp"\nseed=3']
+)
+def test_one_override_sets_one_key(text):
+    with pytest.raises(ConfigError, match="expected one key=value; give each its own --set"):
+        parse_override(text)
+    assert parse_override("widths=[5,\n3]\n") == ("widths", [5, 3])
+
+
 def test_an_unknown_preset_gives_the_nearest_name():
     with pytest.raises(ConfigError, match="nearest: 'mnist-gait-4l'"):
         find_experiments("mnist-gait4l")
