@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -15,7 +16,7 @@ import click
 from npgait.backend import Array, Device, synchronise
 from npgait.cli.bench_report import report
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import batches_of, shape_in
+from npgait.cli.execute import batches_of, naming, shape_in
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -23,10 +24,9 @@ from npgait.cli.options import (
     graphs_option,
     loader,
     precision_option,
-    selected,
 )
 from npgait.cli.threads import blas_threads, keep_memory
-from npgait.config import Experiment, resolved
+from npgait.config import ConfigError, Experiment, resolved
 from npgait.costs import Cost, step_cost
 from npgait.data import Source
 from npgait.experiments import find_experiments, parse_override
@@ -105,7 +105,7 @@ class Timed:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key of every experiment, such as batch_size=64 (repeatable).",
+    help="Override a key of every experiment that is timed, such as batch_size=64 (repeatable).",
 )
 @click.option(
     "--steps",
@@ -148,8 +148,11 @@ def choose(
     preset: str, rules: Sequence[str], only: Sequence[str], overrides: dict[str, Any]
 ) -> list[Experiment]:
     """Return the experiments to be timed, each network's beginning with backpropagation."""
-    experiments = find_experiments(preset, overrides)
-    chosen = selected(experiments, only)
+    chosen = find_experiments(preset, overrides, only)
+    baselines = list(chosen)
+    for e in find_experiments(preset) if only else []:
+        with suppress(ConfigError):  # overrides need not fit what was not chosen
+            baselines += find_experiments(preset, overrides, [e.name]) if e.rule == "bp" else []
     if rules:
         present = {e.rule for e in chosen}
         missing = [_with_rule(chosen, rule) for rule in rules if rule not in present]
@@ -157,7 +160,7 @@ def choose(
     ordered: list[Experiment] = []
     for network in dict.fromkeys(map(_network, chosen)):
         own = [e for e in chosen if _network(e) == network]
-        bp = [e for e in (*own, *experiments) if _network(e) == network and e.rule == "bp"]
+        bp = [e for e in (*own, *baselines) if _network(e) == network and e.rule == "bp"]
         ordered += (bp or [_with_rule(own, "bp")])[:1]
         ordered += [e for e in own if e not in ordered]
     return ordered
@@ -191,7 +194,10 @@ def measure(
 ) -> dict[str, Any]:
     """Return all that is reported, as plain values."""
     keep_memory()
-    timed = [_set_up(e, device, data_dir, graphs) for e in experiments]
+    timed = []
+    for e in experiments:
+        with naming(e):
+            timed.append(_set_up(e, device, data_dir, graphs))
     bandwidths: list[float] = []
     for number in range(3):  # in turns, so that drift of the machine meets all alike
         bandwidths.append(bandwidth(device))
@@ -200,7 +206,7 @@ def measure(
             for p, before in zip(t.session.network.parameters(), t.weights, strict=True):
                 p[...] = before
             t.rates.append(product_rate(device, dtype))
-            with blas_threads(t.session.network, t.experiment.batch_size):
+            with naming(t.experiment), blas_threads(t.session.network, t.experiment.batch_size):
                 every = t.experiment.ortho_every
                 count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
                 t.costs.append(_cost(t))

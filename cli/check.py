@@ -11,14 +11,7 @@ from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
-from npgait.cli.options import (
-    choose_device,
-    data_of_run,
-    data_option,
-    device_option,
-    loader,
-    selected,
-)
+from npgait.cli.options import choose_device, data_of_run, data_option, device_option, loader
 from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
@@ -56,11 +49,12 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     """  # noqa: D301 - click wants the control character
     chosen = choose_device(device, None)
     run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
-    experiments = read_experiments(run / CONFIG) if run else find_experiments(preset)
     if run is not None:
-        data_dir = data_of_run(run, data_dir)
+        experiments, data_dir = read_experiments(run / CONFIG, only=only), data_of_run(run, data_dir)
+    else:
+        experiments = find_experiments(preset, only=only)
     failed = []
-    for experiment in selected(experiments, only):
+    for experiment in experiments:
         session, x, labels = _session(experiment, run, data_dir, chosen)
         layers, findings = check_session(session, x, labels)
         click.echo(f"{experiment.name} ({experiment.dtype}, {len(labels)} samples)\n")

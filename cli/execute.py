@@ -21,8 +21,9 @@ from npgait.config import Experiment
 from npgait.data import Source
 from npgait.figures import draw_run
 from npgait.files import locked
+from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
 from npgait.loaders import RESIZED, Dataset, StoredDataset
-from npgait.loaders.batches import sources
+from npgait.loaders.batches import crop_of, sources
 from npgait.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -35,8 +36,10 @@ from npgait.run_folder import (
     write_metrics,
 )
 from npgait.session import Session, build_session, read_progress, restore_session, run_session
+from npgait.training import TrainingDivergedError
 
 AnyDataset = Dataset | StoredDataset
+DIVERGED = (TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError)
 
 
 def execute(
@@ -51,6 +54,8 @@ def execute(
     moved_to: Path | None = None,
 ) -> None:
     """Train every experiment that is not finished, then show the table and draw the plots.
+
+    One that cannot go on is named and left; the others are trained, and the status at the end is 1.
 
     Parameters
     ----------
@@ -80,24 +85,28 @@ def execute(
             stale.unlink(missing_ok=True)
         if moved_to is not None:
             _move_data(folder, experiments, load, moved_to)
+        failed = []
         for experiment in experiments:
-            if _is_finished(folder / experiment.name, experiment):
-                continue
-            dataset = load(experiment)
-            digest = dataset.digest()
-            session = _open(folder / experiment.name, experiment, dataset, digest, device)
-            data = batches_of(dataset, session)
-            _train(session, *data, folder, digest, stop, quiet, graphs)
+            try:
+                with naming(experiment):
+                    _train(folder, experiment, load, device, stop, quiet, graphs)
+            except (*DIVERGED, MemoryError) as error:
+                click.echo(f"Error: {error}", err=True)
+                failed.append(experiment.name)
             if stop():
                 break
     rows = {e.name: read_metrics(folder / e.name) for e in experiments}
     if plots and any(rows.values()) and _outdated(folder, experiments):
         draw_run(folder, folder / PLOTS)
     click.echo(summary(rows))
+    if failed:
+        click.echo(f"failed: {', '.join(failed)}")
     click.echo(f"run folder: {folder}")
     if stop():
         click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
         sys.exit(128 + (stop.signal or 0))
+    if failed:
+        sys.exit(1)
 
 
 @contextmanager
@@ -142,12 +151,30 @@ def _outdated(folder: Path, experiments: Sequence[Experiment]) -> bool:
     return not drawn or max(written) > min(drawn)
 
 
+@contextmanager
+def naming(experiment: Experiment) -> Iterator[None]:
+    """Name the experiment in the message of an error that ends its training.
+
+    Overflow needs no warning: a loss or weights that are not finite are such an error.
+    """
+    where = f"experiment {experiment.name!r}"
+    try:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
+    except DIVERGED as error:
+        raise type(error)(f"{where}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(
+            f"{where}: {error or 'there is too little memory'}; lower batch_size or the network's size"
+        ) from error
+
+
 def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
     """Build every network once, so that what cannot be trained is said before anything is.
 
     Raises
     ------
-    ConfigError
+    ConfigError, DataError
         If an experiment does not fit its data.
     """
     built = set()
@@ -156,7 +183,9 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
         cheap = replace(experiment, initialisation="glorot_normal")  # orthogonal weights take longer
         like = replace(cheap, name="", description="", seed=0)
         if like not in built:
-            build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
+            session = build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
+            if isinstance(dataset, StoredDataset):
+                crop_of(dataset, session.network.shape_in)
             built.add(like)
 
 
@@ -194,21 +223,23 @@ def shape_in(dataset: AnyDataset, experiment: Experiment) -> tuple[int, int, int
 
 
 def _train(
-    session: Session,
-    train_data: Source,
-    test_data: Source | None,
     folder: Path,
-    digest: str,
+    e: Experiment,
+    load: Callable[[Experiment], AnyDataset],
+    device: Device,
     stop: Callable[[], bool],
     quiet: bool,
     graphs: bool,
 ) -> None:
-    """Train one session, showing a line an epoch."""
-    e = session.experiment
+    """Train one experiment to its end, showing a line an epoch."""
+    if _is_finished(folder / e.name, e):
+        return
+    dataset = load(e)
+    digest = dataset.digest()
+    session = _open(folder / e.name, e, dataset, digest, device)
+    train_data, test_data = batches_of(dataset, session)
     epochs = EpochLines(session, -(-len(train_data) // e.batch_size), quiet=quiet)
-    # Overflow needs no warning: a loss or weights that are not finite end the run, and are explained.
-    quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    with epochs, blas_threads(session.network, e.batch_size), quietly:
+    with epochs, blas_threads(session.network, e.batch_size):
         where = folder / e.name
         events = run_session(session, train_data, test_data, where, digest, stop=stop, graphs=graphs)
         for event in events:

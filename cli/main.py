@@ -16,18 +16,17 @@ from npgait.cli.check import check
 from npgait.cli.compare import compare, plot, report
 from npgait.cli.completion import completion
 from npgait.cli.data import data
+from npgait.cli.execute import DIVERGED
 from npgait.cli.export import export
 from npgait.cli.presets import presets
 from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
 from npgait.export import ExportError
-from npgait.inverse import ErrorsNotFiniteError, SingularWeightsError
 from npgait.kernels.loops import SwitchError
 from npgait.loaders import DataError
 from npgait.loaders.store.workers import WorkerError
 from npgait.run_folder import RunFolderError
-from npgait.training import TrainingDivergedError
 
 MISTAKES = (
     CheckpointError,
@@ -38,13 +37,7 @@ MISTAKES = (
     RunFolderError,
     SwitchError,
 )
-FAILURES = (
-    TrainingDivergedError,
-    SingularWeightsError,
-    ErrorsNotFiniteError,
-    WorkerError,
-    MemoryError,
-)
+FAILURES = (*DIVERGED, WorkerError, MemoryError)
 
 
 class BadUsage(click.ClickException):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,8 +11,8 @@ from click.core import ParameterSource
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.cli.paths import NamedPath
-from npgait.config import ConfigError, Experiment
-from npgait.loaders import Dataset, StoredDataset, load
+from npgait.config import Experiment
+from npgait.loaders import INCLUDED, DataError, Dataset, StoredDataset, load
 from npgait.run_folder import read_info
 
 data_option = click.option(
@@ -63,10 +63,18 @@ def choose_device(spec: str, precision: str | None) -> Device:
 
 def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:
     """Return a function that loads the data set of an experiment, each once."""
+    context = click.get_current_context(silent=True)  # None where a program calls
+    source = context.get_parameter_source("data_dir") if context is not None else None
 
     @functools.cache
     def load_once(name: str, image_size: int) -> Dataset | StoredDataset:
-        return load(name, data_dir, image_size=image_size)
+        try:
+            return load(name, data_dir, image_size=image_size)
+        except DataError:
+            # NPGAIT_DATA is there for the others, and so is what a run noted down of it.
+            if name != INCLUDED or source is ParameterSource.COMMANDLINE:
+                raise
+            return load(name)
 
     return lambda experiment: load_once(experiment.data, experiment.image_size)
 
@@ -80,12 +88,3 @@ def data_of_run(folder: Path, data_dir: Path | None) -> Path | None:
         return data_dir
     recorded = read_info(folder)["data"]
     return Path(recorded) if recorded else None
-
-
-def selected(experiments: list[Experiment], only: Sequence[str]) -> list[Experiment]:
-    """Return the experiments named by --experiment, all where none is."""
-    names = [experiment.name for experiment in experiments]
-    for name in only:
-        if name not in names:
-            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
-    return [e for e in experiments if not only or e.name in only]

@@ -55,7 +55,7 @@ def sources(
         scaling = Scaling(head.mean, 1 / head.std)
     else:
         scaling = scaling_of(None, normalisation, max_value=dataset.max_value)
-    crop = _crop(dataset, shape)
+    crop = crop_of(dataset, shape)
     prepare = Preparation(scaling, dtype, device, shape, crop, augmentation)
     train_data = StoredData(dataset.train, prepare, block)
     if dataset.test is None:
@@ -63,15 +63,27 @@ def sources(
     return train_data, StoredData(dataset.test, prepare, block)
 
 
-def _crop(dataset: StoredDataset, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the size that stored images are cropped to, None if they are of the network's."""
+def crop_of(dataset: StoredDataset, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the size that stored images are cropped to, None if they are of the network's.
+
+    Raises
+    ------
+    DataError
+        If the images are smaller than the network takes, or for a network that takes rows of values, of
+        another size.
+    """
     height, width, channels = dataset.image_shape
-    if len(shape) == 1 or shape == dataset.image_shape:
+    if shape == dataset.image_shape or shape == (height * width * channels,):
         return None
+    stored = f"{dataset.train.path}: images are {height} x {width} x {channels}"
+    if len(shape) == 1:
+        raise DataError(
+            f"{stored}, and the network takes {shape[0]} values; set image_size={height}, or convert at "
+            "the --size that image_size says"
+        )
     if shape[0] > height or shape[1] > width or shape[2] != channels:
         raise DataError(
-            f"{dataset.train.path}: images are {height} x {width} x {channels}, and the network takes "
-            f"{shape[0]} x {shape[1]} x {shape[2]}; set image_size={height}, or convert "
-            "at a larger --size"
+            f"{stored}, and the network takes {shape[0]} x {shape[1]} x {shape[2]}; "
+            f"set image_size={height}, or convert at a larger --size"
         )
     return shape[0], shape[1]

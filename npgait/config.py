@@ -29,6 +29,7 @@ from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
 MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
+TOO_MANY = 1 << 24  # units, layers, pixels of a side, samples: NumPy's own words for these name no key
 
 
 class ConfigError(ValueError):
@@ -66,7 +67,9 @@ class Experiment:
     normalisation: str = _option(
         "unit", kind=str, choices=NORMALISATIONS, help="scaling of pixels: 0..1, or mean 0 and sd 1"
     )
-    image_size: int = _option(224, kind=int, low=1, help="side of an image of imagenet, in pixels")
+    image_size: int = _option(
+        224, kind=int, low=1, below=TOO_MANY, help="side of an image of imagenet, in pixels"
+    )
     augmentation: str = _option(
         "none",
         kind=str,
@@ -77,9 +80,11 @@ class Experiment:
         32, kind=int, low=1, help="images read in a run from an image store; 1 shuffles fully"
     )
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
-    width: int | None = _option(None, kind=int, low=1, help="units of a hidden layer")
-    depth: int | None = _option(None, kind=int, low=1, help="number of hidden layers")
-    widths: tuple[int, ...] | None = _option(None, kind=tuple, low=1, help="inner widths of a tower")
+    width: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="units of a hidden layer")
+    depth: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="number of hidden layers")
+    widths: tuple[int, ...] | None = _option(
+        None, kind=tuple, low=1, below=TOO_MANY, help="inner widths of a tower"
+    )
     patch_bytes: int | None = _option(
         None, kind=int, low=1, help="memory for the patches of a convolution (default: 256 MiB)"
     )
@@ -121,7 +126,7 @@ class Experiment:
     ortho_decoupled: bool = _option(
         False, kind=bool, help="regulariser applied after the optimizer, not through the gradient"
     )
-    batch_size: int = _option(64, kind=int, low=1, help="samples of a batch")
+    batch_size: int = _option(64, kind=int, low=1, below=TOO_MANY, help="samples of a batch")
     epochs: int = _option(10, kind=int, low=1, help="epochs")
     checkpoint_minutes: float = _option(
         10.0, kind=float, low=0, help="minutes between checkpoints within an epoch; 0: every batch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong fi
 
 
 def read_experiments(
-    path: Path, text: str | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path,
+    text: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
 ) -> list[Experiment]:
     """Return the experiments of a TOML file.
 
@@ -27,13 +30,36 @@ def read_experiments(
     text : str, optional
         Its content, if it is at hand.
     overrides : mapping, optional
-        Keys and values that win over the file's in every experiment.
+        Keys and values that win over the file's in every experiment that is returned.
+    only : sequence of str
+        Names, in the file, of the experiments that are returned; all where there are none. The others
+        are checked as they stand in the file.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read, or a key or value is wrong.
+        If the file cannot be read, a key or value is wrong, or a name is not in the file.
     """
+    overrides = overrides or {}
+    experiments, names = [], []
+    for values in _entries(path, text):
+        name = values["name"]
+        names.append(name)
+        if not only or name in only:
+            experiments.append(_make(values, overrides, path.name))
+        else:
+            _make(values, {}, path.name)
+    _check_unique(names, path.name)
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
+    if "name" in overrides:
+        _check_unique([e.name for e in experiments], f"{path.name}, changed by --set name")
+    return experiments
+
+
+def _entries(path: Path, text: str | None) -> list[dict[str, Any]]:
+    """Return keys and values of each experiment of a file, its name among them."""
     where = path.name
     table = _parse(path, text)
     unknown = set(table) - {"defaults", "experiment"}
@@ -46,18 +72,31 @@ def read_experiments(
     defaults, entries = table.get("defaults", {}), table.get("experiment", [])
     if not isinstance(defaults, dict) or not isinstance(entries, list) or not entries:
         raise ConfigError(f"{where}: expected one table [defaults] and at least one [[experiment]]")
-    experiments = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
             raise ConfigError(f"{where}: experiment {number} is not a table; write [[experiment]]")
-        values = {**defaults, **entry, **(overrides or {})}
-        values.setdefault("name", f"experiment{number}")
-        experiments.append(make_experiment(values, where))
-    names = [experiment.name for experiment in experiments]
+    return [
+        {"name": f"experiment{number}", **defaults, **entry} for number, entry in enumerate(entries, 1)
+    ]
+
+
+def _make(values: Mapping[str, Any], overrides: Mapping[str, Any], file: str) -> Experiment:
+    """Return an experiment with the overrides; a message says whether they or the file is at fault."""
+    where = f"{file}, experiment {values['name']!r}"
+    try:
+        return make_experiment({**values, **overrides}, where)
+    except ConfigError:
+        make_experiment(values, where)  # where the file is at fault, this raises
+        return make_experiment(
+            {**values, **overrides}, f"{where}, changed by --set {', '.join(overrides)}"
+        )
+
+
+def _check_unique(names: Sequence[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: key 'name': {name!r} is used {names.count(name)} times")
-    return experiments
+            times = names.count(name)
+            raise ConfigError(f"{where}: key 'name': {name!r} is used {times} times; name each its own")
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
@@ -83,7 +122,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     Raises
     ------
     ConfigError
-        If there is no "=", or the key is unknown.
+        If there is no "=", the key is unknown, or there is more than one value.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -91,12 +130,17 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text!r}: expected key=value")
     if key not in KEYS:
         raise ConfigError(f"--set: key {key!r} is unknown" + nearest(key, KEYS, "; nearest: {}"))
+    word = value.strip()
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        return key, value.strip()
+        table = {"value": word}
     except (ValueError, RecursionError) as error:  # too many digits, or brackets
         raise ConfigError(f"--set {key}: cannot be read: {error}") from error
+    # A second line would be lost, or become part of a word; an array or a quoted text may have more.
+    if len(table) > 1 or (table["value"] == word and "\n" in word):
+        raise ConfigError(f"--set {text!r}: expected one key=value; give each its own --set")
+    return key, table["value"]
 
 
 def to_toml(experiments: Iterable[Experiment]) -> str:
@@ -127,24 +171,36 @@ def preset_files() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def find_experiments(spec: str, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
+def find_experiments(
+    spec: str, overrides: Mapping[str, Any] | None = None, only: Sequence[str] = ()
+) -> list[Experiment]:
     """Return what `spec` names: a preset file, one preset experiment, or a TOML file of the user's.
+
+    Parameters
+    ----------
+    spec : str
+    overrides, only
+        As of `read_experiments`.
 
     Raises
     ------
     ConfigError
-        If there is no such preset or file; with the nearest known name.
+        If there is no such preset or file, with the nearest known name; and as `read_experiments`.
     """
     if spec.endswith(".toml") or "/" in spec:
-        return read_experiments(Path(spec), overrides=overrides)
+        return read_experiments(Path(spec), None, overrides, only)
     files = preset_files()
     if spec in files:
-        return read_experiments(Path(f"{spec}.toml"), files[spec], overrides)
+        return read_experiments(Path(f"{spec}.toml"), files[spec], overrides, only)
     names = list(files)
     for file, text in files.items():
         path = Path(f"{file}.toml")
-        if spec in (plain := [e.name for e in read_experiments(path, text)]):
-            return [read_experiments(path, text, overrides)[plain.index(spec)]]
+        plain = [e.name for e in read_experiments(path, text)]
+        if spec in plain:
+            for name in only:
+                if name != spec:
+                    raise ConfigError(f"--experiment {name!r} is not here; there is {spec}")
+            return read_experiments(path, text, overrides, [spec])
         names += plain
     raise ConfigError(
         f"preset {spec!r} is unknown{nearest(spec, names, '; nearest: {}')} "

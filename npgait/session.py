@@ -67,13 +67,20 @@ def build_session(
     Raises
     ------
     ConfigError
-        If the experiment cannot be built for such data (more classes than units, say).
+        If the experiment cannot be built for such data (more classes than units, say), or its weights
+        do not fit into memory.
     """
     streams = random_streams(experiment.seed)
     try:
         network = _build_network(experiment, shape_in, n_classes, streams, device)
     except ValueError as error:
         raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
+    except MemoryError as error:
+        keys = {"tower": "widths", "imagenet": "image_size"}.get(experiment.network, "width or depth")
+        raise ConfigError(
+            f"experiment {experiment.name!r}: its weights do not fit into memory; lower {keys} "
+            f"({str(error) or type(error).__name__})"
+        ) from error
     network.feedback = draw_feedback(experiment.rule, network, streams.feedback)
     rule = bind(
         experiment.rule,

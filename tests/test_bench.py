@@ -132,12 +132,16 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
     assert choose("digits", ["dfa"], [], {})[1].rule == "dfa"
     only = choose("mnist-gait-2l", [], [], {})
     assert [e.rule for e in only] == ["bp", "gait"]
+    faster = choose("faster", [], ["faster-cifar10-gait"], {"width": 64})  # the other has no width
+    assert [(e.rule, e.width) for e in faster] == [("bp", 64), ("gait", 64)]
+    beside = choose("mnist", [], ["mnist-gait-4l"], {"width": 64})
+    assert [(e.name, e.width) for e in beside] == [("mnist-bp-4l", 64), ("mnist-gait-4l", 64)]
     with pytest.raises(ConfigError, match="nothing"):
         choose("digits", [], ["nothing"], {})
 
 
 def test_bench_prints_tables_and_json(monkeypatch):
-    smaller = partial(product_rate, n=256)  # 2048 rows take a while
+    smaller = partial(product_rate, n=1024)  # 2048 take a while
     monkeypatch.setattr("npgait.cli.bench.product_rate", smaller)
     arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
     run = CliRunner().invoke(cli, arguments)
@@ -152,6 +156,14 @@ def test_bench_prints_tables_and_json(monkeypatch):
         assert row["seconds"] > row["floor_seconds"] > 0
         assert set(row["parts_seconds"]) == {*PARTS, "loader"}
     assert result["product_rate"]["float32"] > 0
+
+
+def test_bench_says_which_experiment_diverges_with_status_1_and_without_warnings():
+    arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
+    run = CliRunner().invoke(cli, [*arguments, "--set", "learning_rate=1e30"])
+    assert run.exit_code == 1
+    assert "Error: experiment 'bp': the loss is not finite" in run.output
+    assert run.output.count("\n") == 1
 
 
 @pytest.mark.parametrize(

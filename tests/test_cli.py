@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from npgait import kernels
+from npgait import kernels, models
 from npgait.cli.main import cli
 
 SMALL = ["--set", "epochs=2", "--set", "depth=1", "--set", "width=64"]
@@ -134,6 +134,7 @@ MISTAKES = [
     (["run", "--set", "epoch=3"], ["'epoch' is unknown", "'epochs'"]),
     (["run", "--set", "epochs=many"], ["digits.toml", "'epochs' is 'many'", "integer"]),
     (["run", "--set", "epochs"], ["expected key=value"]),
+    (["run", "--set", "width=1" + 30 * "0"], ["'bp'", "--set width", "below 16777216"]),
     (["run", "--set", "width=8"], ["10 classes do not fit", "gait-vanilla"]),
     (["run", "--device", "gpu:77"], ["gpu:77"]),
     (["run", "--device", "abacus"], ["abacus", "use cpu, gpu"]),
@@ -143,7 +144,9 @@ MISTAKES = [
     (["resume", "nosuch"], ["nosuch is not the folder of a run"]),
     (["presets", "show", "nosuch"], ["preset 'nosuch' is unknown"]),
     (["run", "mnist-gait-4l"], ["'mnist'", "train-images", "https://", "--data DIR"]),
-    (["run", "cifar10", "--data", "/nosuch"], ["/nosuch", "cifar-10-binary.tar.gz", "cs.toronto.edu"]),
+    (["run", "cifar10", "--data", "/nosuch"], ["/nosuch: there is no such file or folder"]),
+    (["run", "cifar10", "--data", "typo.h5"], ["typo.h5: there is no such file or folder"]),
+    (["run", "cifar10", "--data", "."], ["cifar-10-binary.tar.gz", "cs.toronto.edu"]),
 ]
 
 
@@ -352,7 +355,6 @@ def test_only_the_backend_imports_cupy_and_the_core_knows_neither_cli_nor_loader
 def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are():
     from threadpoolctl import threadpool_info
 
-    from npgait import models
     from npgait.cli.threads import blas_threads
 
     def threads():
@@ -616,7 +618,38 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
     run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
-    assert "the loss is not finite at step 2" in run.stderr
+    assert "experiment 'bp': the loss is not finite at step 2" in run.stderr
+
+
+def test_what_does_not_fit_into_memory_says_what_to_lower(tmp_path, monkeypatch):
+    def too_large(*sizes, **options):
+        raise MemoryError("Unable to allocate 7.28 TiB")
+
+    monkeypatch.setitem(models.MODELS, "square", too_large)
+    result = call("run", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "experiment 'bp': its weights do not fit into memory; lower width or depth" in result.output
+    monkeypatch.undo()
+    monkeypatch.setattr("npgait.cli.execute.run_session", too_large)
+    result = call("run", "-e", "bp", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "experiment 'bp': Unable to allocate 7.28 TiB; lower batch_size or" in result.output
+
+
+def test_experiments_beside_one_that_diverges_are_trained_by_run_and_by_resume(tmp_path):
+    out = tmp_path / "run"
+    gamma = ["--set", "gamma=1e-300", "--set", "epochs=2", "--no-plots"]
+    result = call("run", "--out", out, "-e", "gait-vanilla", "-e", "gait", *gamma)
+    assert result.exit_code == 1
+    assert "Error: experiment 'gait-vanilla': the loss is not finite" in result.output
+    assert "failed: gait-vanilla\n" in result.output
+    table = result.output[result.output.index("experiment  ") :].splitlines()
+    assert [line.split()[:2] for line in table[2:4]] == [["gait-vanilla", "0"], ["gait", "2"]]
+    shutil.rmtree(out / "gait")
+    result = call("resume", out, "--no-plots")
+    assert result.exit_code == 1
+    assert "failed: gait-vanilla\n" in result.output
+    assert (out / "gait" / "checkpoint.h5").exists()
 
 
 def test_python_m_npgait_in_the_source_says_where_to_start_it(tmp_path):

@@ -257,6 +257,24 @@ def test_a_store_of_small_images_says_what_to_set(source, tmp_path):
     npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "--size", 20, "-q")
     text = npgait("run", *RUN, "--data", tmp_path / "x.h5", "--out", tmp_path / "r", status=2)
     assert "set image_size=20, or convert at a larger --size" in text
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[[experiment]]\nname = "rows"\ndata = "imagenet"\nimage_size = 64\nwidth = 20\n')
+    text = npgait("run", mine, "--data", tmp_path / "x.h5", "--out", tmp_path / "r", status=2)
+    assert "the network takes 12288 values; set image_size=20" in text
+    assert not (tmp_path / "r").exists()  # the corrected command takes the same --out
+
+
+def test_the_digits_need_no_data_whatever_the_environment_names(source, tmp_path, monkeypatch):
+    out = tmp_path / "x.h5"
+    npgait("data", "prepare", "imagenet", source / "train", out, "--size", 20, "-q")
+    run = ["run", "-q", "--no-plots", "-e", "bp", "--set", "epochs=1"]
+    text = npgait(*run, "--data", out, "--out", tmp_path / "typed", status=2)
+    assert "holds 'imagenet'; the experiment asks for 'digits'" in text
+    monkeypatch.setenv("NPGAIT_DATA", str(out))
+    npgait(*run, "--out", tmp_path / "run")
+    npgait("check", "digits", "-e", "bp")
+    monkeypatch.delenv("NPGAIT_DATA")
+    npgait("resume", "-q", "--no-plots", tmp_path / "run")
 
 
 def test_ctrl_c_stops_a_conversion_that_the_same_command_finishes(tmp_path, rng):

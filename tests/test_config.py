@@ -32,6 +32,40 @@ def test_overrides_win_over_the_file():
     assert e.epochs == 2
 
 
+MIXED = """
+[[experiment]]
+name = "wide"
+rule = "bp"
+[[experiment]]
+name = "high"
+network = "tower"
+"""
+
+
+def test_overrides_are_checked_against_the_chosen_experiments_alone():
+    (e,) = read_experiments(FILE, MIXED, {"width": 32}, ["wide"])
+    assert (e.name, e.width) == ("wide", 32)
+    (e,) = read_experiments(FILE, MIXED, {"name": "x"}, ["high"])
+    assert e.name == "x"
+    (e,) = find_experiments("mnist-bp-4l", {"width": 32})
+    assert (e.name, e.width) == ("mnist-bp-4l", 32)
+    (e,) = find_experiments("mnist-gait-tower", {"widths": [100, 50]})
+    assert e.widths == (100, 50)
+    with pytest.raises(ConfigError, match="'wide' is not here; there is mnist-bp-4l"):
+        find_experiments("mnist-bp-4l", {}, ["wide"])
+
+
+def test_a_message_says_whether_the_file_or_an_override_is_at_fault():
+    with pytest.raises(ConfigError, match="experiment 'high', changed by --set width: keys 'width'"):
+        read_experiments(FILE, MIXED, {"width": 32})
+    with pytest.raises(ConfigError, match=r"changed by --set name: .* 'x' is used 2 times"):
+        read_experiments(FILE, MIXED, {"name": "x"})
+    with pytest.raises(ConfigError, match="toml, experiment 'high': key 'depth' is 0"):
+        read_experiments(FILE, MIXED + "depth = 0", {"width": 32}, ["wide"])
+    with pytest.raises(ConfigError, match="toml, experiment 'high': key 'slope' is 0"):
+        read_experiments(FILE, MIXED + "slope = 0", {"epochs": 3})
+
+
 def test_integers_serve_as_floats():
     (e,) = read("[[experiment]]\northo_strength = 100")
     assert e.ortho_strength == 100.0
@@ -140,6 +174,15 @@ def test_wrong_overrides_say_so():
         parse_override("epochs")
     with pytest.raises(ConfigError, match="'learning_rat' is unknown; nearest: 'learning_rate'"):
         parse_override("learning_rat=3")
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs=2\nseed=3", "rule=bp\nseed=3", "epochs=2\n[seed]", 'rule="bp"\nseed=3']
+)
+def test_one_override_sets_one_key(text):
+    with pytest.raises(ConfigError, match="expected one key=value; give each its own --set"):
+        parse_override(text)
+    assert parse_override("widths=[5,\n3]\n") == ("widths", [5, 3])
 
 
 def test_an_unknown_preset_gives_the_nearest_name():

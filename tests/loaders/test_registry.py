@@ -18,6 +18,14 @@ def test_every_set_but_the_digits_says_what_to_fetch_without_a_folder_and_with_a
             assert part in str(caught.value)
 
 
+def test_a_path_that_is_not_there_is_named_and_nothing_is_to_be_fetched(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "absent", tmp_path / "typo.h5", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match=f"^{path}: there is no such file or folder; ") as caught:
+            load("cifar10", path)
+        assert "fetch" not in str(caught.value)
+
+
 def test_the_digits_need_no_folder(tmp_path):
     assert load("digits", tmp_path / "absent").digest() == load("digits").digest()
 
