@@ -81,7 +81,7 @@ class Experiment:
     )
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
     width: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="units of a hidden layer")
-    depth: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="number of hidden layers")
+    depth: int | None = _option(None, kind=int, low=1, below=10_000, help="number of hidden layers")
     widths: tuple[int, ...] | None = _option(
         None, kind=tuple, low=1, below=TOO_MANY, help="inner widths of a tower"
     )
