@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,11 +198,16 @@ def test_every_key_has_a_help_text():
 # --- presets: the published experiments ---------------------------------------------------------------
 
 
+def built(e, shape_in, n_classes):
+    """The session of an experiment, with weights that are quicker to draw than orthogonal ones."""
+    return build_session(replace(e, initialisation="glorot_normal"), shape_in, n_classes)
+
+
 @pytest.mark.parametrize("name", preset_files())
 def test_every_preset_can_be_built(name):
     sizes = {"digits": ((8, 8, 1), 10), "cifar10": ((32, 32, 3), 10), "imagenet": ((64, 64, 3), 99)}
     for e in find_experiments(name):
-        session = build_session(e, *sizes.get(e.data, ((28, 28, 1), 10)))
+        session = built(e, *sizes.get(e.data, ((28, 28, 1), 10)))
         assert session.network.dtype == e.dtype
         assert e.description
 
@@ -217,7 +223,7 @@ def test_the_experiments_of_2020_have_the_published_settings(data, rule, network
     assert not e.bias_correction
     assert (e.learning_rate, e.ortho_strength) == ((1e-5, 1000) if rule == "tp" else (1e-4, 0.1))
     assert (e.gamma, e.normalised, e.regulariser) == (1e-3, False, "orthogonal")
-    layers = build_session(e, (784,), 10).network.layers
+    layers = built(e, (784,), 10).network.layers
     assert all(layer.has_inverse for layer in layers)
     assert len(layers) == (4 if network == "tower" else int(network[0]) + 1)
 
@@ -232,7 +238,7 @@ def test_the_imagenet_experiments_of_2023_have_the_published_settings():
         assert (e.beta1, e.beta2, e.epsilon) == (0.9, 0.99, 1e-4 if name == "fa" else 1e-8)
         assert e.ortho_strength == (1 if gait else 0)
         assert (e.image_size, e.normalisation) == (224, "standard")
-        layers = build_session(e, (224, 224, 3), 10).network.layers
+        layers = built(e, (224, 224, 3), 10).network.layers
         assert all(layer.has_inverse for layer in layers[1:]) == gait
         square = all(layer.W.shape[0] == layer.W.shape[1] for layer in layers[1:])
         assert square == (name == "gait-stored")  # as published; gait leaves auxiliary channels implicit
@@ -252,7 +258,7 @@ def test_the_experiments_of_2023_have_the_published_settings(family):
         assert (e.beta1, e.beta2, e.epsilon) == ((0.9, 0.99, 1e-4) if fa else (0.9, 0.999, 1e-6))
         assert e.bias_correction
         assert e.ortho_strength == (100 if name.startswith("gait") else 0)
-        layers = build_session(e, (3072,), 10).network.layers
+        layers = built(e, (3072,), 10).network.layers
         assert len(layers) == (7 if family == "cifar10" else 4)
         assert layers[-1].n_out == (1024 if name.startswith("gait") else 10)
     assert by_name["gait-vanilla"].gamma == 1e-3
