@@ -151,8 +151,9 @@ def choose(
     chosen = find_experiments(preset, overrides, only)
     baselines = list(chosen)
     for e in find_experiments(preset) if only else []:
-        with suppress(ConfigError):  # overrides need not fit what was not chosen
-            baselines += find_experiments(preset, overrides, [e.name]) if e.rule == "bp" else []
+        if e.rule == "bp":
+            with suppress(ConfigError):  # overrides need not fit what was not chosen
+                baselines += find_experiments(preset, overrides, [e.name])
     if rules:
         present = {e.rule for e in chosen}
         missing = [_with_rule(chosen, rule) for rule in rules if rule not in present]

@@ -16,7 +16,7 @@ from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders.synthetic import SHAPES, random_images
-from npgait.run_folder import CHECKPOINT, CONFIG
+from npgait.run_folder import CHECKPOINT, CONFIG, read_info
 from npgait.session import Session, build_session, restore_session
 
 
@@ -50,7 +50,8 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     chosen = choose_device(device, None)
     run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
     if run is not None:
-        experiments, data_dir = read_experiments(run / CONFIG, only=only), data_of_run(run, data_dir)
+        experiments = read_experiments(run / CONFIG, only=only)
+        data_dir = data_of_run(read_info(run)["data"], data_dir)
     else:
         experiments = find_experiments(preset, only=only)
     failed = []

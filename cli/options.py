@@ -13,7 +13,6 @@ from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_p
 from npgait.cli.paths import NamedPath
 from npgait.config import Experiment
 from npgait.loaders import INCLUDED, DataError, Dataset, StoredDataset, load
-from npgait.run_folder import read_info
 
 data_option = click.option(
     "--data",
@@ -79,12 +78,11 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
     return lambda experiment: load_once(experiment.data, experiment.image_size)
 
 
-def data_of_run(folder: Path, data_dir: Path | None) -> Path | None:
-    """Return where the data of a run lie: what --data says, or else what run.json does.
+def data_of_run(recorded: str | None, data_dir: Path | None) -> Path | None:
+    """Return where the data of a run lie: what --data says, or else what run.json has recorded.
 
     NPGAIT_DATA does not count: by now it may name other data than the run began with.
     """
     if click.get_current_context().get_parameter_source("data_dir") == ParameterSource.COMMANDLINE:
         return data_dir
-    recorded = read_info(folder)["data"]
     return Path(recorded) if recorded else None

@@ -57,7 +57,7 @@ def resume(
     experiments = read_experiments(folder / CONFIG)
     info = read_info(folder)
     chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))
-    load = loader(data_of_run(folder, data_dir))
+    load = loader(data_of_run(info["data"], data_dir))
     execute(
         folder,
         experiments,

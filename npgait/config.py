@@ -25,6 +25,7 @@ from npgait.models import MODELS
 from npgait.orthogonality import REGULARISERS
 from npgait.rules import INVERTING, NAMES, TARGETS, default_gamma
 from npgait.run_folder import CONFIG, INFO, PLOTS
+from npgait.saving import LAYERS_MOST
 from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
@@ -81,7 +82,7 @@ class Experiment:
     )
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
     width: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="units of a hidden layer")
-    depth: int | None = _option(None, kind=int, low=1, below=10_000, help="number of hidden layers")
+    depth: int | None = _option(None, kind=int, low=1, below=LAYERS_MOST, help="number of hidden layers")
     widths: tuple[int, ...] | None = _option(
         None, kind=tuple, low=1, below=TOO_MANY, help="inner widths of a tower"
     )

@@ -116,14 +116,7 @@ class InverseSolver:
         if plan is not None:
             return self._as_planned(plan, d, W, G)
         lift = _lift(d)
-        if lift is None:
-            return self._looked_at(d, W, G, name)
-        return self._looked_at(d * lift, W, G, name) / lift
-
-    def _looked_at(self, d: Array, W: Array, G: Array | None, name: str) -> Array:
-        """Return z, made in the way that a look at d, W and G shows to be the best."""
-        n, m = W.shape
-        product = name, G is None
+        d = d if lift is None else d * lift
         tolerance = self._tolerance(W)
         direct = "lu" if n == m else "qr"
         z, method, terms = None, direct, 0
@@ -143,7 +136,7 @@ class InverseSolver:
             self.reports.append(SolveReport(method, terms, relative_residual(z, d, W)))
         elif array_module(d) is not np:
             note(self.plans, product, method, terms)
-        return z
+        return z if lift is None else z / lift
 
     def fresh(self, reports: list[SolveReport] | None = None) -> InverseSolver:
         """Return a solver that makes products as this one does, with plans and reports of its own."""

@@ -16,7 +16,7 @@ from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save
 from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Layer, Network
 
-LAYERS_MOST = 10_000
+LAYERS_MOST = 10_000  # of a network in a file
 
 
 def save_network(path: str | Path, network: Network) -> None:

@@ -193,14 +193,10 @@ def default_gamma(name: str, normalised: bool) -> float:
 
 def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
     """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
-    own, drawn = network.feedback, draw_feedback(name, network, rng)
-    if drawn is None or (own and _shapes(own) == _shapes(drawn)):
+    own, shapes = network.feedback, _feedback_shapes(name, network)
+    if shapes is None or (own and [None if B is None else B.shape for B in own] == shapes):
         return own
-    return drawn
-
-
-def _shapes(feedback: Sequence[Array | None]) -> list[tuple[int, ...] | None]:
-    return [None if B is None else B.shape for B in feedback]
+    return draw_feedback(name, network, rng)
 
 
 def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
@@ -209,16 +205,21 @@ def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list
     Orthogonal, as the published feedback is. FA: B_l of the shape of W_l's used columns.
     DFA: B_l (u_L, u_l), u_l counting the used units of one output; None for the last layer.
     """
-    layers = network.layers
-    like = layers[0].W
-    xp = array_module(like)
-    if name == "fa":
-        shapes = [None, *((len(layer.W), layer.used) for layer in layers[1:])]
-    elif name == "dfa":
-        shapes = [*((network.n_classes, prod(layer.shape_out)) for layer in layers[:-1]), None]
-    else:
+    shapes, like = _feedback_shapes(name, network), network.layers[0].W
+    if shapes is None:
         return None
+    xp = array_module(like)
     return [
         None if shape is None else xp.asarray(orthogonal(rng, *shape), dtype=like.dtype)
         for shape in shapes
     ]
+
+
+def _feedback_shapes(name: str, network: Network) -> list[tuple[int, int] | None] | None:
+    """Return the shape of each layer's feedback weights, or None if a rule needs none."""
+    layers = network.layers
+    if name == "fa":
+        return [None, *((len(layer.W), layer.used) for layer in layers[1:])]
+    if name == "dfa":
+        return [*((network.n_classes, prod(layer.shape_out)) for layer in layers[:-1]), None]
+    return None
