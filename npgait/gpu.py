@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -64,12 +65,19 @@ def uploader(device: Device) -> Uploader:
     return Uploader(device)
 
 
+class Graph:
+    """What a GPU was asked to do, recorded: `launch()` does it."""
+
+    def __init__(self, graph: Any) -> None:
+        self.launch: Callable[[], None] = graph.launch
+
+
 class Recorder:
     """Records what a GPU is asked to do in a CUDA graph, without its being done.
 
     What is allocated meanwhile comes from a memory pool that nothing else uses, and that gives nothing
-    back: a graph reads and writes the same addresses each time that it is launched. Graphs share it, so
-    they are launched on one stream, one after the other.
+    back while there is a graph: it reads and writes the same addresses each time that it is launched.
+    Graphs share the pool, so they are launched on one stream, one after the other.
     """
 
     def __init__(self, device: Device) -> None:
@@ -78,11 +86,12 @@ class Recorder:
         self.stream = self.cuda.Stream(non_blocking=True)
         self.pool = self.cuda.MemoryPool(functools.partial(_memory, self.cuda))
         self.pool.set_limit(size=0)  # none
+        self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # CuPy has no weak ones
         self.lock = threading.Lock()
         cublas_of(device)  # made before anything is recorded
 
-    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
-        """Return a graph of what `work` asks for (`launch()` does it), and what `work` returned.
+    def __call__(self, work: Callable[[], Any]) -> tuple[Graph, Any]:
+        """Return a graph of what `work` asks for, and what `work` returned.
 
         Whatever CuPy and the driver refuse to record ends in an exception of theirs.
         """
@@ -95,7 +104,15 @@ class Recorder:
                 with suppress(Exception):  # the recording is spoilt; it has to be ended all the same
                     self.stream.end_capture()
                 raise
-            return self.stream.end_capture(), result
+            graph = Graph(self.stream.end_capture())
+            self.graphs.add(graph)
+            return graph, result
+
+    def give_back(self) -> None:
+        """Give its memory back to the device, where no graph is left that uses it."""
+        with self.lock:
+            if not self.graphs:
+                self.pool.free_all_blocks()
 
 
 def _memory(cuda: Any, size: int) -> Any:
@@ -113,3 +130,9 @@ def _memory(cuda: Any, size: int) -> Any:
 def recorder(device: Device) -> Recorder:
     """Return the one recorder of a GPU."""
     return Recorder(device)
+
+
+def give_back_memory(device: Device) -> None:
+    """Give a GPU the memory back that recordings took of which none is left."""
+    if recorder.cache_info().currsize:  # there was something to record
+        recorder(device).give_back()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, array_module, precision_of
-from npgait.gpu import recorder
+from npgait.gpu import give_back_memory, recorder
 from npgait.metrics import LayerMeasures
 from npgait.network import Network
 from npgait.plans import Product, steps_to_look
@@ -67,6 +67,10 @@ class Stepper:
     replayed: int = 0  # steps so far
     recordings: dict[Hashable, Recording] = field(default_factory=dict, repr=False)
     _seen: set[Hashable] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.network.device.is_gpu:
+            give_back_memory(self.network.device)  # of networks that were trained before
 
     def __call__(
         self,
@@ -146,24 +150,38 @@ class Stepper:
 
     def _record(self, key: Hashable, x: Array, labels: Array, step: int) -> tuple[Array, Array]:
         """Make a step and record it too; keep the recording if its replay ends where the step did."""
-        network, recipe = self.network, self.recipe
         counts = self._counts(step)
         before, recording = [], None
         try:
             before = [array.copy() for array in self._changed()]
-            x_, labels_ = x.copy(), labels.copy()
-            record = recorder(network.device)
-            graph, results = record(lambda: train_step(network, recipe, x_, labels_, step=step))
-            recording = Recording(graph, x_, labels_, results, self._changed())
+            recording = self._recording(x, labels, step)
         except Exception as error:  # CuPy and the driver have many ways to refuse
             self._refuse(error)
+        if recording is None:
+            self._give_back()
         self._set_counts(step, counts)
-        loss, y = train_step(network, recipe, x, labels, step=step)
+        loss, y = train_step(self.network, self.recipe, x, labels, step=step)
         if recording is not None and self._ends_as(before, recording, x, labels):
             if len(self.recordings) == MOST:
                 del self.recordings[next(iter(self.recordings))]
             self.recordings[key] = recording
+        elif recording is not None:
+            del recording
+            self._give_back()
         return loss, y
+
+    def _recording(self, x: Array, labels: Array, step: int) -> Recording:
+        """Return a recorded step, which is counted but not made."""
+        network, x, labels = self.network, x.copy(), labels.copy()
+        graph, results = recorder(network.device)(
+            lambda: train_step(network, self.recipe, x, labels, step=step)
+        )
+        return Recording(graph, x, labels, results, self._changed())
+
+    def _give_back(self) -> None:
+        """Give up what was recorded: there will be no more of it, and steps have need of its memory."""
+        self.recordings.clear()
+        give_back_memory(self.network.device)
 
     def _ends_as(self, before: list[Array], recording: Recording, x: Array, labels: Array) -> bool:
         """Return whether a replay ends where the step just made did, both from `before`."""

@@ -176,6 +176,32 @@ def test_a_recording_that_cannot_be_launched_is_not_kept_and_nothing_is_lost(
     assert_equal(cpu, gpu)
 
 
+def test_memory_is_given_back_once_no_recording_is_left_that_uses_it(fake_gpu, monkeypatch):  # noqa: F811
+    def refused(*arguments):
+        raise MemoryError("no place to record")
+
+    def steps(stepper, number=4):
+        x, labels = map(fake_gpu.xp.asarray, batches(stepper.network, [6])[0])
+        for _ in range(number):
+            stepper(x, labels)
+
+    first, second = (network_on(fake_gpu, "dense", "bp") for _ in range(2))
+    stepper = Stepper(first, recipe_for(first, "bp"))
+    steps(stepper)
+    assert stepper.recordings
+    pool = gpu.recorder(fake_gpu).pool
+    other = Stepper(second, recipe_for(second, "bp"))
+    assert pool.given_back == 0  # the first is still replayed
+    del stepper
+    Stepper(second, recipe_for(second, "bp"))
+    assert pool.given_back == 1
+
+    monkeypatch.setattr(gpu.Recorder, "__call__", refused)
+    steps(other)
+    assert other.refused == "MemoryError: no place to record"
+    assert pool.given_back == 2
+
+
 def test_a_recording_is_for_one_precision(fake_gpu, monkeypatch):  # noqa: F811
     network = network_on(fake_gpu, "dense", "bp", "float32")
     stepper = Stepper(network, recipe_for(network, "bp"))
