@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from npgait.step import Recipe, train_step
 
 PAYS = 4  # steps without a look ahead, from which on a recording pays
 MOST = 4  # recordings kept
+MOST_SEEN = 64  # kinds of steps that are remembered
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Stepper:
                 return self._replay(self.recordings[key], x, labels, step)
             if key in self._seen and self._steps_to_look(step) >= PAYS:
                 return self._record(key, x, labels, step)
+            if len(self._seen) == MOST_SEEN:  # numbers that change at every step make new kinds
+                self._seen.clear()
             self._seen.add(key)  # kernels are compiled and moments made before any is recorded
         return train_step(self.network, self.recipe, x, labels, step=step, on_measure=on_measure)
 
@@ -102,11 +106,13 @@ class Stepper:
         """Return all that a recording of this step would hold fixed."""
         solver = self.recipe.rule.solver
         plans = [solver.plans.get(product) for product in self._products(step)]
-        numbers = [*vars(self.recipe).values(), *vars(self.recipe.optimizer).values()]
+        settings = vars(self.recipe) | vars(self.recipe.optimizer)
+        if settings.get("clock") is not None:  # which counts on where a step is replayed
+            del settings["t"]
         return (
             (x.shape, x.dtype, labels.shape, labels.dtype, self._due(step), precision_of(x)),
             tuple((plan.method, plan.terms) for plan in plans if plan),
-            tuple(value for value in numbers if isinstance(value, float | bool | str)),
+            tuple(value for value in settings.values() if isinstance(value, Number | str)),
             tuple(map(id, (self.recipe.rule, self.recipe.loss, *self._changed()))),
         )
 

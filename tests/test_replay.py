@@ -12,7 +12,7 @@ from npgait import gpu, replay
 from npgait.backend import CPU, to_host
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import SGD, Adam, Momentum
-from npgait.replay import MOST, Recording, Stepper
+from npgait.replay import MOST, MOST_SEEN, Recording, Stepper
 from npgait.rules import NAMES, bind
 from npgait.step import Recipe, train_step
 from tests.fake_cupy import Counter, fake_gpu  # noqa: F401 - a fixture
@@ -103,6 +103,35 @@ def test_a_recording_is_for_one_size_of_batch_and_one_learning_rate(fake_gpu):  
     assert stepper.replayed >= 6
     assert len(stepper.recordings) == 3
     assert_equal(cpu, gpu)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, int])
+def test_a_learning_rate_counts_whatever_kind_of_number_it_is(kind, fake_gpu):  # noqa: F811
+    def growing(step, recipe):
+        recipe.optimizer.learning_rate = kind(1 if step < 7 else 2)
+
+    def recipe(network):
+        return replace(recipe_for(network, "bp"), optimizer=SGD(1.0), reduction="mean")
+
+    cpu, gpu, stepper, _ = both(fake_gpu, "dense", recipe, [6] * 12, "bp", between=growing)
+    assert stepper.replayed >= 6
+    assert_equal(cpu, gpu)
+
+
+def test_steps_that_count_on_the_host_are_not_recorded(fake_gpu):  # noqa: F811
+    """Adam's kernels take weights in rows; with others its rate is a number, which changes with t."""
+    ends = []
+    for device in (CPU, fake_gpu):
+        network = network_on(device, "dense", "bp")
+        for layer in network.layers:
+            layer.W = device.xp.asarray(np.asfortranarray(to_host(layer.W)))
+        stepper = Stepper(network, replace(recipe_for(network, "bp"), optimizer=Adam(1e-3)))
+        for step, (x, labels) in enumerate(batches(network, [6] * 80)):
+            stepper(device.xp.asarray(x), device.xp.asarray(labels), step=step)
+        ends.append(network)
+        assert stepper.replayed == 0
+    assert len(stepper._seen) <= MOST_SEEN
+    assert_equal(*ends)
 
 
 def test_recordings_are_bounded(fake_gpu):  # noqa: F811
