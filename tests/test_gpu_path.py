@@ -107,6 +107,17 @@ def test_training_from_bytes_in_host_memory_is_numpys_and_waits_seldom(fake_gpu,
     assert waits < 150
 
 
+@pytest.mark.parametrize("on_device", [True, False])
+def test_labels_live_where_the_samples_do(on_device, fake_gpu, rng):  # noqa: F811
+    """The index that chooses a batch is of one library, and NumPy's arrays take none of CuPy's."""
+    x, labels = rng.standard_normal((20, 30)), rng.integers(0, 5, 20)
+    pairs = [(fake_gpu.xp.asarray(x), labels), (x, fake_gpu.xp.asarray(labels))]
+    data = array_data(*pairs[0 if on_device else 1], device=fake_gpu)
+    assert type(data.x) is type(data.labels) is (FakeArray if on_device else np.ndarray)
+    for batch, own in data.batches(8, rng.permutation(20)):
+        assert type(batch) is type(own) is FakeArray
+
+
 def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(fake_gpu, rng):  # noqa: F811
     network = network_on(fake_gpu, "dense", "bp", "float32")
     network.layers[1].W[:] = np.inf
