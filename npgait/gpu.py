@@ -28,9 +28,14 @@ class Uploader:
         self.stream = self.cuda.Stream(non_blocking=True)
         self.slots: list[dict[str, Any]] = [{}, {}]
         self.number = 0
+        self.lock = threading.Lock()  # networks that are trained in threads share the buffers
 
     def __call__(self, x: np.ndarray, prepare: Callable[[Array], Array]) -> Array:
         """Return `prepare` of x on the device; its result must not be a view of its argument."""
+        with self.lock:
+            return self._upload(x, prepare)
+
+    def _upload(self, x: np.ndarray, prepare: Callable[[Array], Array]) -> Array:
         slot = self.slots[self.number % 2]
         self.number += 1
         if not slot or slot["host"].nbytes < x.nbytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
 from npgait import models
 from npgait.backend import to_host
 from npgait.data import array_data, scaling_of
+from npgait.gpu import Uploader
 from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy
 from npgait.optimizers import Adam
@@ -116,6 +119,27 @@ def test_labels_live_where_the_samples_do(on_device, fake_gpu, rng):  # noqa: F8
     assert type(data.x) is type(data.labels) is (FakeArray if on_device else np.ndarray)
     for batch, own in data.batches(8, rng.permutation(20)):
         assert type(batch) is type(own) is FakeArray
+
+
+def test_threads_do_not_take_each_others_batches(fake_gpu):  # noqa: F811
+    upload, begun, overtaken = Uploader(fake_gpu), threading.Event(), threading.Event()
+
+    def slowly(device):
+        begun.set()
+        overtaken.wait(0.3)  # if it could be
+        return device.copy()
+
+    def overtake():
+        begun.wait()
+        for value in (2, 3):
+            upload(np.full((4, 3), value, np.uint8), lambda device: device.copy())
+        overtaken.set()
+
+    other = threading.Thread(target=overtake)
+    other.start()
+    got = upload(np.full((4, 3), 1, np.uint8), slowly)
+    other.join()
+    assert (to_host(got) == 1).all()
 
 
 def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(fake_gpu, rng):  # noqa: F811
