@@ -133,10 +133,12 @@ def time_cases(
                 try:
                     result = measure(_of(presets, batch), device, None, STEPS)
                 except Exception as error:  # whatever it is, the other cases go on
-                    good &= isinstance(error, MemoryError)  # CuPy's is one
                     result = f"{type(error).__name__}: {error}".splitlines()[0]
-                    if type(error).__name__ == "CUDARuntimeError":  # after which nothing runs any more
-                        broken = "not run: the device had failed"
+                    # CuPy's is a MemoryError where it is for arrays, CUDA's own for graphs, say.
+                    no_memory = isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in result
+                    good &= no_memory
+                    if type(error).__name__ == "CUDARuntimeError" and not no_memory:
+                        broken = "not run: the device had failed"  # nothing runs any more
                 report.add(case, precision, batch, result)
                 if not broken:
                     device.xp.get_default_memory_pool().free_all_blocks()

@@ -96,6 +96,23 @@ def test_after_an_error_of_cuda_nothing_more_is_run(script, fake_gpu, monkeypatc
     assert table.count("not run: the device had failed") == 3
 
 
+def test_memory_that_cuda_has_not_leaves_out_one_case(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def measure(experiments, device, data_dir, steps):
+        if experiments[0].batch_size == 16:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        return {"experiments": [row(e.name) for e in experiments]}
+
+    monkeypatch.setattr(script, "measure", measure)
+    report = script.Report("card", tmp_path / "gpu")
+    assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: 0.0)
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("out of memory") == 2
+    assert "not run" not in table
+
+
 def test_tests_that_fail_or_hang_are_not_passed(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
     for body, limit, passed in (
         ("pass", 60, True),
