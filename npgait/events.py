@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,28 @@ class Progress:
     seconds: float = 0.0  # training time of the epoch under way
     tally: Tally = field(default_factory=Tally)  # of the epoch under way
     streams: str = ""  # state of the random streams as the epoch under way began
+
+
+def progress_of(values: dict[str, Any]) -> Progress:
+    """Return the progress that `asdict` made these plain values of.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If they are not such values.
+    """
+    progress = Progress(**{**values, "tally": Tally(**values["tally"])})
+    for part, given in ((progress, values), (progress.tally, values["tally"])):
+        for f in fields(part):
+            if f.name not in given:
+                raise ValueError(f"{f.name} is missing")
+            value = getattr(part, f.name)
+            fits = f.name == "tally" or type(value) is type(f.default)
+            if isinstance(value, int | float):
+                fits = fits and (value >= 0 if isinstance(value, int) else np.isfinite(value))
+            if not fits:
+                raise ValueError(f"{f.name} is {value!r}")
+    return progress
 
 
 @dataclass(frozen=True)

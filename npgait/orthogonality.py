@@ -96,7 +96,7 @@ def _times(factor: Array | float, D: Array, W: Array, add_to: Array | None) -> A
 def _minus_diagonal(G: Array, diagonal: Array | float, overwrite: bool) -> Array:
     """Return G - diag(diagonal), in the memory of G where that may be overwritten."""
     on_diagonal = G.diagonal() - diagonal
-    D = G if overwrite else G.copy()
+    D = G if overwrite and G.flags.c_contiguous else G.copy()
     _diagonal(D)[...] = on_diagonal
     return D
 
@@ -115,7 +115,7 @@ REGULARISERS = {
 
 def residual(G: Array, c2: Array | float = 1.0) -> Array:
     """Return R = I - W W^T / c^2 (n, n)."""
-    R = G * (-1 / c2)
+    R = array_module(G).ascontiguousarray(G) * (-1 / c2)
     _diagonal(R)[...] += 1
     return R
 

@@ -101,14 +101,14 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
         Its result has the shape and dtype of `x`.
     x : array (B, ...)
     others
-        Arrays (B, ...) that broadcast to `x`, and numbers.
+        Arrays (B, ...) or (1, ...) that broadcast to `x`, and numbers.
     """
     if array_module(x) is not np or x.size < LARGE or len(x) < 2:
         return equation(x, *others)
     result = np.empty_like(x)
     size = max(1, len(x) * STRETCH // x.size)
     for part in slices(len(x), size):
-        result[part] = equation(x[part], *(o[part] if isinstance(o, np.ndarray) else o for o in others))
+        result[part] = equation(x[part], *(o[part] if np.ndim(o) and len(o) > 1 else o for o in others))
     return result
 
 

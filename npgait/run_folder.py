@@ -179,6 +179,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def checked_rows(rows: Any) -> list[dict[str, Any]]:
+    """Return the rows of metrics that a checkpoint holds; a ValueError where they are not such."""
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise ValueError("its metrics are no rows of metrics.jsonl")
+    return rows
+
+
 def _is_row(row: Any) -> bool:
     """Return whether a line of metrics.jsonl is what `write_metrics` writes."""
     if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in ("epoch", "step")):

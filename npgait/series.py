@@ -20,9 +20,10 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
     Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
     the terms), so the residual is measured before z is trusted.
     """
-    xp = array_module(d)
+    xp, kind = array_module(d), np.finfo(W.dtype)
     c2 = float(scale_of(G))
-    if not (c2 > 0 and np.isfinite(c2)):
+    # Of a c^2 below this the squares in ||R||_F underflow, and R passes for zero.
+    if not (c2 > float(kind.tiny) ** 0.5 / float(kind.eps) and np.isfinite(c2)):
         return None, 0
     z = term = _first_term(d, W, 1 / c2)
     last = before = float(xp.linalg.norm(term))

@@ -16,12 +16,13 @@ from npgait.backend import CPU, Array, Device, array_module
 from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from npgait.config import ConfigError, Experiment
 from npgait.data import Source
+from npgait.events import progress_of
 from npgait.inverse import InverseSolver
 from npgait.losses import LOSSES
 from npgait.network import Network
 from npgait.optimizers import SGD, Adam, Momentum, Optimizer
 from npgait.rules import bind, draw_feedback
-from npgait.run_folder import CHECKPOINT, write_metrics
+from npgait.run_folder import CHECKPOINT, checked_rows, write_metrics
 from npgait.saving import describe
 from npgait.streams import Streams, random_streams
 from npgait.training import (
@@ -31,7 +32,6 @@ from npgait.training import (
     Progress,
     Recipe,
     StepDone,
-    Tally,
     check_finite,
     train,
 )
@@ -185,7 +185,7 @@ def read_progress(
     meta = load_checkpoint(path).meta
     try:
         _check_same_run(path, meta, experiment, data_digest)
-        return int(meta["progress"]["epoch"]), list(meta["rows"])
+        return progress_of(meta["progress"]).epoch, checked_rows(meta["rows"])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not hold a whole run ({error})") from error
 
@@ -214,15 +214,16 @@ def _take_up(path: Path, checkpoint: Checkpoint, session: Session) -> None:
     _copy_all(path, "feedback", arrays["feedback"], network.named_feedback())
     parameters, xp = network.parameters(), network.device.xp
     for key, array in arrays["optimizer"].items():
-        if array.ndim and array.shape != parameters[int(key[1:])].shape:
-            raise ValueError(f"the optimizer's {key} is of shape {array.shape}")
+        p = None if key == "t" else parameters[int(key[1:])]
+        counts = array.ndim == 0 and array.dtype.kind in "iu" and array >= 0
+        if not (counts if p is None else (array.shape, array.dtype) == (p.shape, p.dtype)):
+            raise ValueError(f"the optimizer's {key} is {array.dtype} {array.shape}")
     session.recipe.optimizer.load(
         {key: xp.asarray(v) if v.ndim else v for key, v in arrays["optimizer"].items()}
     )
     session.streams.restore(meta["streams"])
-    tally = Tally(**meta["progress"].pop("tally"))
-    session.progress = Progress(**meta["progress"], tally=tally)
-    session.rows = list(meta["rows"])
+    session.progress = progress_of(meta["progress"])
+    session.rows = checked_rows(meta["rows"])
 
 
 def _copy_all(path: Path, group: str, source: dict[str, Any], target: dict[str, Array]) -> None:

@@ -251,7 +251,10 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "network_")
         X = validate_data(self, X, dtype=self.dtype, reset=False)
         data = self._data(X, np.zeros(len(X), np.int64))
-        return np.concatenate([to_host(self.network_.output(x)) for x, _ in data.batches(1024)])
+        logits = np.concatenate([to_host(self.network_.output(x)) for x, _ in data.batches(1024)])
+        if not np.isfinite(logits).all():
+            raise ValueError("outputs of the network are not finite, which is no class; scale X down")
+        return logits
 
     def __sklearn_tags__(self) -> Any:
         """Say that results depend on chance."""

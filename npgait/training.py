@@ -156,10 +156,17 @@ def _finish_epoch(
                 f"the weights of {name} are not finite after step {progress.step}; lower the learning "
                 "rate, or raise ortho_strength"
             )
-    tally = evaluate(network, train_data, recipe.loss) if evaluate_train else progress.tally
-    row = {"epoch": progress.epoch + 1, "step": progress.step, **tally.means("train")}
+    tallies = {"train": evaluate(network, train_data, recipe.loss) if evaluate_train else progress.tally}
     if test_data is not None:
-        row |= evaluate(network, test_data, recipe.loss).means("test")
+        tallies["test"] = evaluate(network, test_data, recipe.loss)
+    row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.step}
+    for name, tally in tallies.items():
+        row |= tally.means(name)
+        if not np.isfinite(row[f"{name}_loss"]):  # of weights that are finite, and too large
+            raise TrainingDivergedError(
+                f"the {name} loss is not finite after step {progress.step}; lower the learning rate, or "
+                "raise ortho_strength"
+            )
     row["seconds"] = round(progress.seconds, 3)
     progress.epoch += 1
     progress.batch, progress.seconds, progress.tally = 0, 0.0, Tally()

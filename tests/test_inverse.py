@@ -107,6 +107,16 @@ def test_the_series_knows_the_size_of_the_weights(rng):
     assert relative(z @ W, d) < 1e-11
 
 
+@pytest.mark.parametrize("used", [30, 20])
+@pytest.mark.parametrize(("kind", "size"), [("float32", 1e-15), ("float64", 1e-85)])
+def test_weights_so_small_that_squares_of_r_underflow_do_not_pass_for_orthogonal(kind, size, used, rng):
+    W = near_orthogonal(rng, 30, 0.05)[:, :used]
+    d = rng.standard_normal((7, used))
+    small = (size * W).astype(kind)
+    z = InverseSolver(method="series")(d.astype(kind), small, gram(small))
+    assert relative(size * z.astype(np.float64), d @ np.linalg.pinv(W)) < 1e-4
+
+
 def test_zero_errors_stay_zero(dtype, device, rng):
     W = device.xp.asarray(near_orthogonal(rng, 8, 0.1, dtype))
     d = device.xp.zeros((3, 5), dtype)

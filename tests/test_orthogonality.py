@@ -169,3 +169,12 @@ def test_g_is_as_it_was_after_its_diagonal_was_moved(order, rng):
         np.testing.assert_allclose(D, before - 2.5 * np.eye(6))
         raise KeyboardInterrupt
     np.testing.assert_array_equal(G, before)
+
+
+@pytest.mark.parametrize("gradient", [orthonormal_gradient, orthogonal_gradient, conformal_gradient])
+@pytest.mark.parametrize("lies", [np.asfortranarray, lambda G: np.pad(G, 1)[1:-1, 1:-1]])
+def test_g_may_lie_in_memory_in_any_order(gradient, lies, rng):
+    W = rng.standard_normal((6, 6))
+    expected, G = gradient(W, gram(W)), gram(W)
+    np.testing.assert_allclose(gradient(W, lies(G), overwrite=True), expected, atol=1e-12)
+    np.testing.assert_allclose(residual(lies(G)), np.eye(6) - W @ W.T, atol=1e-12)

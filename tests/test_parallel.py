@@ -117,6 +117,8 @@ def test_elementwise_work_is_the_same_however_it_is_shared_out(shape, dtype, rng
     got = by_sample(lambda x, y, s, c: x * y - s * c, x, y, s, 2.0)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, x * y - s * 2.0)
+    for one in (np.array(2.0, dtype), np.array([[2.0]], dtype)):  # for all samples
+        np.testing.assert_array_equal(by_sample(lambda x, c: x * c, x, one), x * 2.0)
 
 
 def test_one_thread_at_a_time_limits_blas_whose_threads_are_those_of_a_process(monkeypatch):

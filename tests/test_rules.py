@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgait import models, rules
+from npgait.activations import Linear
 from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.metrics import angle
@@ -444,3 +445,16 @@ def test_a_gamma_of_numpy_is_a_number_like_another(normalised, targets, rng):
     )
     assert worst(got, expected) == 0
     assert all(dW.dtype == np.float32 for dW, _ in got)
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_an_error_of_another_precision_gives_updates_of_the_weights_own(kind, name, rng):
+    network = dense_network(rng, dtype="float32")
+    network.layers[0].f = Linear()
+    x, _ = batch(rng, network)
+    records, error = network.forward(x), rng.standard_normal((len(x), 5)).astype(kind)
+    rule = bound(name, network)
+    got = rule(network.layers, records, error)
+    assert {array.dtype for update in got for array in update} == {np.dtype("float32")}
+    assert worst(got, rule(network.layers, records, error.astype("float32"))) == 0

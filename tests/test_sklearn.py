@@ -154,3 +154,11 @@ def test_a_first_call_that_failed_leaves_nothing_behind(blobs):
     with pytest.raises(ValueError, match="batch_size"):
         clone(model).set_params(batch_size=0).partial_fit(X, y)
     assert model.partial_fit(X, y, classes=np.unique(y)).n_iter_ == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_outputs_that_overflow_are_no_class(method, blobs):
+    model = GAITClassifier(random_state=0, max_iter=2).fit(*blobs)
+    with pytest.raises(ValueError, match="not finite, which is no class"):
+        getattr(model, method)(np.full((2, 6), 3e38))

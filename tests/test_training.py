@@ -268,6 +268,16 @@ def test_weights_that_overflow_stop_the_run():
         list(train(network, recipe, data, None, epochs=3, batch_size=16, streams=streams))
 
 
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.parametrize(("evaluate_train", "name"), [(True, "train"), (False, "test")])
+def test_a_last_step_after_which_nothing_is_finite_but_the_weights_ends_no_epoch(evaluate_train, name):
+    network, recipe, data, streams = setup("bp")
+    recipe.optimizer = SGD(1e20)
+    options = {"epochs": 1, "batch_size": 1000, "evaluate_train": evaluate_train}
+    with pytest.raises(TrainingDivergedError, match=f"the {name} loss is not finite after step 1"):
+        list(train(network, recipe, data, data, streams=streams, **options))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -97,7 +97,7 @@ class Rule:
             takes none, or lacks them where it does.
         """
         self._check(layers, records, error)
-        error = error.astype(records[-1].y.dtype, copy=False) if error.dtype.kind in "iu" else error
+        error = error.astype(records[-1].y.dtype, copy=False)
         if self.walk is not None:
             return self.walk(layers, records, error)
         assert self.inverting_walk is not None
