@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,11 @@ class Listing:
 
     def state(self) -> str:
         """Return the SHA-256 of sizes and times of files: a conversion goes on with those it began."""
-        return "" if self.stamps is None else _digest([], self.stamps, [])
+        stamps = self.stamps
+        if stamps is None:
+            about = [os.stat(path) for path in self.archives]
+            stamps = np.array([(one.st_size, one.st_mtime_ns) for one in about], dtype=np.int64)
+        return _digest([], stamps, [])
 
 
 @dataclass(frozen=True)
