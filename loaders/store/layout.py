@@ -117,6 +117,7 @@ class Store:
     head: Head
     start: int  # of the images, in bytes from the beginning of the file
     digest: str
+    stamp: tuple[int, int]  # size and time of change of the file, in bytes and ns
 
     def __len__(self) -> int:
         return len(self.head.labels)
@@ -147,9 +148,10 @@ def open_store(path: Path) -> Store:
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
+        about = path.stat()
         with h5py.File(path, "r", locking=False) as file:
             try_heap(path, file, ("format", "version", "digest", *ATTRIBUTES))
-            return _look_at(path, file)
+            return _look_at(path, file, about)
     except DataError:
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
@@ -157,7 +159,7 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: a damaged image store ({shown(reason)})") from error
 
 
-def _look_at(path: Path, file: Any) -> Store:
+def _look_at(path: Path, file: Any, about: os.stat_result) -> Store:
     if _text(file.attrs.get("format")) != FORMAT:
         raise DataError(f"{path}: an HDF5 file, but no image store of npgait's")
     version = file.attrs["version"]
@@ -166,7 +168,7 @@ def _look_at(path: Path, file: Any) -> Store:
             f"{path}: format version {shown(str(version))}; expected {VERSION}; "
             "use the npgait that made it"
         )
-    size = path.stat().st_size
+    size = about.st_size
     head = _read_head(file, size)
     digest = head.digest()
     if _text(file.attrs["digest"]) != digest:
@@ -185,7 +187,7 @@ def _look_at(path: Path, file: Any) -> Store:
         start = size
     if start is None or start + images.nbytes > size:
         raise ValueError("cut short: its images end beyond the end of the file")
-    return Store(path, head, start, digest)
+    return Store(path, head, start, digest, (size, about.st_mtime_ns))
 
 
 def _read_head(file: Any, size: int) -> Head:

@@ -158,15 +158,21 @@ def cores() -> int:
 
 
 def open_images(store: Store) -> int:
-    """Return a descriptor of the file, for reading only."""
+    """Return a descriptor of the file, for reading only.
+
+    Raises
+    ------
+    DataError
+        If it is gone, or not as it was: the images of another file have other labels.
+    """
     try:
         descriptor = os.open(store.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(f"{store.path}: cannot be opened ({error.strerror})") from error
-    last, size = store.place(len(store) - 1)
-    if os.fstat(descriptor).st_size < last + size:
+    about = os.fstat(descriptor)
+    if (about.st_size, about.st_mtime_ns) != store.stamp:
         os.close(descriptor)
-        raise DataError(f"{store.path}: has been cut short since it was opened")
+        raise DataError(f"{store.path}: has been changed, cut short or replaced since it was opened")
     return descriptor
 
 

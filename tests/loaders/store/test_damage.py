@@ -234,3 +234,12 @@ def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
     with pytest.raises(DataError, match="cut short") as caught:
         list(read_images(store, [np.arange(21)]))
     assert str(made) in str(caught.value)
+
+
+def test_a_store_replaced_while_it_is_in_use_is_an_error_not_images_of_other_labels(tree, made):
+    store = open_store(made)
+    made.unlink()
+    prepare(*find_listings("imagenet", tree), made, Settings(24, seed=1))
+    with pytest.raises(DataError, match="changed, cut short or replaced since it was opened"):
+        list(read_images(store, [np.arange(21)]))
+    assert len(list(read_images(open_store(made), [np.arange(21)]))) == 1
