@@ -138,7 +138,7 @@ def _made_before(job: Job) -> Outcome:
         len(head.labels),
         skipped,
         before=True,
-        report=report if skipped else None,
+        report=report if skipped and report.exists() else None,
     )
 
 

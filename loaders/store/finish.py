@@ -96,12 +96,13 @@ def finish(job: Job) -> Path | None:
 
 
 def _write_report(job: Job) -> Path | None:
-    """Write one line a skipped image: its number, its name, the reason."""
+    """Write one line a skipped image: its number, its name, the reason; without one there is no file."""
     lines = [
         f"{i}\t{shown(job.listing.names[i])}\t{shown(reason)}\n"
         for i, reason in job.journal.reasons.items()
     ]
     if not lines:
+        job.report_path.unlink(missing_ok=True)  # of an earlier store of this name
         return None
     write_text(job.report_path, "".join(lines))
     return job.report_path
