@@ -9,6 +9,7 @@ journal.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import zlib
 from collections import deque
@@ -155,6 +156,8 @@ def _journal_of(job: Job) -> Iterator[None]:
         header["files"] = job.listing.state()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the longest name of all: too long shows now
+            os.lstat(folder / f".{job.report_path.name}.{1 << 22}.tmp")
         job.journal = open_journal(path, header)
     except OSError as error:
         if not path.exists():  # nobody has asked for a journal
