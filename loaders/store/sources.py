@@ -139,7 +139,8 @@ def _image_listings(
     classes: Sequence[str] | None = None
     used = False
     for name, place in places.items():
-        around = [source, place, source.parent, place.parent]
+        beside = (Path(os.path.abspath(path)).parent for path in (source, place))  # of "." too
+        around = [source, place, *beside]
         if split in (None, name) or name == "train":  # the training set says what the classes are
             found = find(place)
             truth = _truth_of(place, found, labels, around, classes)
