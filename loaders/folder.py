@@ -6,6 +6,8 @@ be decoded is an error that names it.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     training = _files(root / "train")
     classes = tuple(training)
     train_x, train_labels = _read(root / "train", training, classes, image_size)
-    if not (root / "val").is_dir():
+    if not os.path.lexists(root / "val"):  # a link to nothing is an error, not a test set less
         return Dataset("imagenet", train_x, train_labels, None, None, classes)
     validation = _files(root / "val")
     if unknown := [name for name in validation if name not in training]:
@@ -70,13 +72,19 @@ def _find(data_dir: Path | None) -> Path:
 
 def _files(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each folder that holds any, by its name, sorted; hidden ones are not data."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("[!.]*/[!.]*")):
-        if path.suffix.lower() in ENDINGS:
-            found.setdefault(path.parent.name, []).append(path)
+    try:
+        inner = [path for path in _visible(folder) if stat.S_ISDIR(path.stat().st_mode)]
+        found = {f.name: [p for p in _visible(f) if p.suffix.lower() in ENDINGS] for f in inner}
+    except OSError as error:  # to go on would be a class less, and other numbers for those after it
+        raise DataError(f"{error.filename}: cannot be looked into: {error.strerror}") from error
+    found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of their classes")
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _read(

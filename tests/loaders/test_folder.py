@@ -120,3 +120,14 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
         save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="c9 is none of the 2 classes"):
         load("imagenet", tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("broken", ["train/b", "val", "val/b"])
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out(broken, tmp_path):
+    for name in ("train/a/x.png", "train/c/x.png", "val/a/x.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    if broken == "val":
+        (tmp_path / "val").rename(tmp_path / "elsewhere")
+    (tmp_path / broken).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"{broken}: cannot be looked into: No such file"):
+        load("imagenet", tmp_path, image_size=8)
