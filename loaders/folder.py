@@ -18,7 +18,7 @@ from npgait.files import shown
 from npgait.loaders.dataset import DataError, Dataset, missing
 from npgait.loaders.store.decode import BadImageError, decode, read_source
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 8 << 30  # of decoded images
 
 

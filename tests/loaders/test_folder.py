@@ -131,3 +131,10 @@ def test_a_folder_that_cannot_be_looked_into_is_not_left_out(broken, tmp_path):
     (tmp_path / broken).symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=f"{broken}: cannot be looked into: No such file"):
         load("imagenet", tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("ending", ["gif", "TIF", "ppm"])
+def test_images_of_every_format_that_is_decoded_are_found(ending, tmp_path):
+    save(tmp_path / "train" / "a" / "x.png", np.zeros((8, 8, 3), np.uint8))
+    save(tmp_path / "train" / "b" / f"x.{ending}", np.zeros((8, 8, 3), np.uint8))
+    assert load("imagenet", tmp_path, image_size=8).classes == ("a", "b")
