@@ -128,6 +128,14 @@ def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monke
     assert says in npgait("data", *args, status=2)
 
 
+def test_a_sheet_does_not_take_the_place_of_the_store(tmp_path):
+    npgait("data", "prepare", "digits", tmp_path, tmp_path / "x.h5")
+    (tmp_path / "link").symlink_to(tmp_path / "x.h5")
+    text = npgait("data", "info", tmp_path / "x.h5", "--png", tmp_path / "link", status=2)
+    assert "is the store itself" in text
+    npgait("data", "verify", tmp_path / "x.h5")
+
+
 def test_workers_that_do_not_start_are_one_line_with_status_1(source, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "PROGRAM", "raise SystemExit(3)")
     monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
