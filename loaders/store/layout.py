@@ -173,7 +173,7 @@ def _look_at(path: Path, file: Any, about: os.stat_result) -> Store:
     digest = head.digest()
     if _text(file.attrs["digest"]) != digest:
         raise DataError(f"{path}: a damaged image store: its tables do not match their digest")
-    images = file["images" if head.offsets is None else "encoded"]
+    images = _dataset(file, "images" if head.offsets is None else "encoded")
     expected: tuple[int, ...] = (len(head.labels), *head.image_shape)
     if head.offsets is not None:
         steps = np.diff(head.offsets)
@@ -246,9 +246,19 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def _dataset(file: Any, name: str) -> Any:
+    """Return a dataset of this file's own: what is linked may be a pipe, which never ends."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink | h5py.ExternalLink) or file[name].is_virtual:
+        raise ValueError(f"{name} is a link to another dataset")
+    return file[name]
+
+
 def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> Any:
     """Return a one-dimensional dataset that can lie in a file of `size` bytes: nothing is unpacked."""
-    dataset = file[name]
+    dataset = _dataset(file, name)
     text = kind is np.bytes_
     fits = (
         dataset.dtype.kind == "S" and dataset.dtype.itemsize <= MAX_NAME

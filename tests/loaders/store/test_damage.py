@@ -164,7 +164,7 @@ def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels"])
+@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels", "link"])
 def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(hostile, made, tmp_path):
     shutil.copy(made, tmp_path / "h.h5")
     with h5py.File(tmp_path / "h.h5", "r+") as file:
@@ -183,6 +183,9 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(h
             del file["labels"]
             layout = h5py.VirtualLayout((21,), np.int64)
             file.create_virtual_dataset("labels", layout)
+        elif hostile == "link":  # which may as well lead to a pipe, whose opening never ends
+            del file["images"]
+            file["images"] = h5py.ExternalLink(str(made), "/images")
         else:
             file["labels"][0] = 10**9
     with pytest.raises(DataError, match="damaged image store"):
