@@ -184,7 +184,7 @@ def _read_raw(store: Store) -> Read:
         rows, preadv = out.rows, os.preadv
         # In the order of the file; neighbours there land in their rows by one call.
         order = _share(np.argsort(batch, kind="stable"), part, parts)
-        numbers = batch[order]
+        numbers = batch[order].astype(np.int64, copy=False)  # places in the file pass 32 bits
         firsts, lengths = _runs(numbers)
         offsets, places = (start + numbers[firsts] * size).tolist(), order.tolist()
         for first, length, offset in zip(firsts.tolist(), lengths, offsets, strict=True):

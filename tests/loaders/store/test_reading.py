@@ -125,6 +125,12 @@ def test_an_image_that_the_store_does_not_have_is_refused(number, store):
         list(read_images(store, [np.arange(3), np.array([1, number, 2])]))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint64])
+def test_numbers_of_any_integer_dtype_mean_the_same_images(dtype, store, pixels):
+    (got,) = read_images(store, [np.array([499, 365, 3], dtype)])  # whose places pass 15 bits
+    np.testing.assert_array_equal(got, pixels[[499, 365, 3]])
+
+
 def test_a_batch_of_no_images_is_empty(store):
     assert [len(x) for x in read_images(store, [np.arange(2), np.arange(0)])] == [2, 0]
     assert [len(x) for x in read_images(store, [np.arange(0)])] == [0]
