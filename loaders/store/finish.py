@@ -110,7 +110,8 @@ def _write_report(job: Job) -> Path | None:
 
 def _as_bytes(names: Any) -> NDArray[np.bytes_]:
     """Return names as UTF-8 in an array of one width; what is not text is escaped."""
-    return np.array([name.encode("utf-8", "backslashreplace")[: layout.MAX_NAME] for name in names])
+    cut = [name.encode("utf-8", "backslashreplace")[: layout.MAX_NAME] for name in names]
+    return np.array([name.decode("utf-8", "ignore").encode() for name in cut])
 
 
 def _statistics(

@@ -24,7 +24,7 @@ from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
 from npgait.loaders.store.found import Found, find_images, is_tar
-from npgait.loaders.store.layout import JOURNAL, PART, REPORT
+from npgait.loaders.store.layout import JOURNAL, MAX_NAME, PART, REPORT
 from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled
 from npgait.loaders.store.truth import KITS, find_truth, read_truth
 
@@ -248,6 +248,9 @@ def _listing(
     names = [found.names[i] for i in order]
     owners = [own[i] for i in order] if truth is None else read_truth(truth, names)
     classes = tuple(classes or sorted(set(owners)))
+    long = next((name for name in classes if len(name.encode()) > MAX_NAME), None)
+    if long is not None:
+        raise DataError(f"{place}: the class {shown(long[:40])}... has a name of over {MAX_NAME} bytes")
     numbers = np.array([found.numbers[i] for i in order], dtype=np.int64)
     return Listing(
         "imagenet",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -306,3 +307,15 @@ def test_a_conversion_does_not_go_on_with_an_archive_that_changed(tmp_path, rng)
     assert pack() == size
     with pytest.raises(DataError, match="was begun with other images"):
         prepare(*find_listings("imagenet", archive), out, Settings(9))
+
+
+def test_names_too_long_for_a_store_are_cut_and_classes_refused(tmp_path):
+    image = encoded(np.zeros((8, 8, 3), np.uint8))
+    archive, out = tmp_path / "s.tar", tmp_path / "x.h5"
+    tar_of(archive, [("c/" + "é" * 2999 + ".jpg", image), ("dd/" + "é" * 2999 + ".jpg", image)])
+    prepare(*find_listings("imagenet", archive), out, Settings(8))
+    with h5py.File(out) as file:
+        lengths = sorted(len(name.encode()) for name in file["sources"].asstr()[:])
+    assert lengths == [4095, 4096]
+    tar_of(archive, [("c/x.jpg", image), ("é" * 2100 + "/x.jpg", image)])
+    assert "has a name of over 4096 bytes" in refusal(archive)
