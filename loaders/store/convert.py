@@ -190,6 +190,8 @@ def _take_up(job: Job) -> int:
     journal, before = job.journal, len(job.journal)
     if not job.part.exists():
         journal.keep(0)
+    elif not before:  # a decoder of a start that was killed may still write into it, in other order
+        job.part.unlink()
     written = job.start + sum(journal.sizes)
     cut_short = bool(len(journal)) and job.part.stat().st_size < written
     allocate(job)

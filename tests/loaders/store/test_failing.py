@@ -231,3 +231,13 @@ def test_a_worker_that_is_killed_within_its_answer_is_asked_again(tree, tmp_path
     assert convert_tree(tree, tmp_path / "x.h5", store="original").skipped == 0
     assert once.exists()
     assert not [d for _, found in verify(open_store(tmp_path / "x.h5")) for d in found]
+
+
+def test_a_decoder_of_a_killed_start_does_not_write_into_a_conversion_begun_anew(tmp_path, rng):
+    tree = make_tree(tmp_path / "source", rng, images=20)
+    stopped_after(tree, tmp_path / "x.h5", 2)
+    with (tmp_path / "x.h5.part").open("r+b") as left:  # as it has it, who decodes on
+        (tmp_path / "x.h5.journal").unlink()
+        convert_tree(tree, tmp_path / "x.h5", seed=1)
+        left.write(b"junk" * 10_000)
+    assert not [d for _, found in verify(open_store(tmp_path / "x.h5")) for d in found]
