@@ -179,6 +179,8 @@ def _look_at(path: Path, file: Any, about: os.stat_result) -> Store:
         steps = np.diff(head.offsets)
         if head.offsets[0] != 0 or steps.min() < 0 or steps.max() > MAX_IMAGE_BYTES:
             raise ValueError("the places of its images are out of order")
+        if not steps[head.state == GOOD].all():
+            raise ValueError("an image that should be good has no bytes")
         expected = (max(int(head.offsets[-1]), *images.shape),)  # there may be room left
     if images.shape != expected or images.dtype != np.uint8 or images.chunks or images.external:
         raise ValueError(f"its images are {images.dtype} {images.shape}; expected uint8 {expected}")

@@ -219,6 +219,7 @@ def crafted(path, *, attributes=None, **arrays):
         ("jpeg", {"attributes": {"image_shape": (16, 20, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (16000, 16000, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (24, 24, 1)}}, "expected squares of up to 4096"),
+        ("jpeg", {"offsets": 0, "checksums": 0}, "an image that should be good has no bytes"),
     ],
 )
 def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, tree, tmp_path):
