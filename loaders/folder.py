@@ -76,7 +76,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
         inner = [path for path in _visible(folder) if stat.S_ISDIR(path.stat().st_mode)]
         found = {f.name: [p for p in _visible(f) if p.suffix.lower() in ENDINGS] for f in inner}
     except OSError as error:  # to go on would be a class less, and other numbers for those after it
-        raise DataError(f"{error.filename}: cannot be looked into: {error.strerror}") from error
+        raise DataError(f"{shown(error.filename)}: cannot be looked into: {error.strerror}") from error
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of their classes")
@@ -114,4 +114,4 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     try:
         return np.asarray(decode(read_source(str(path)), size))
     except (BadImageError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+        raise DataError(f"{shown(path)}: cannot be decoded ({error})") from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
 
 
@@ -146,7 +147,7 @@ def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence
     for name, own in zip(names, class_names, strict=True):
         if own not in number:
             raise DataError(
-                f"{name} is of class {own!r}, which is none of the {len(classes)} classes of the "
-                f"training set ({', '.join(list(classes)[:3])} ...)"
+                f"{shown(name)} is of class {own!r}, which is none of the {len(classes)} classes "
+                f"of the training set ({shown(', '.join(list(classes)[:3]))} ...)"
             )
     return np.array([number[own] for own in class_names], dtype=np.int64)

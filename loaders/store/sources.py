@@ -96,7 +96,7 @@ def find_listings(
     except (OSError, tarfile.TarError) as error:
         where = getattr(error, "filename", None) or source
         raise DataError(
-            f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            f"{shown(where)}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
 
 
