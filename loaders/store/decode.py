@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000  # ImageNet's largest has 61 million
 ORIENTATION = 0x0112  # tag of EXIF
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
 
 class BadImageError(ValueError):
@@ -111,8 +112,13 @@ def _as_rgb(image: Image) -> Image:
         return image
     # Of these two, Pillow gives grey above 8 bits as 32 bits that hold 0 to 65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # convert() would clip 16 bits at 255.
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+        # convert() would clip 16 bits at 255; that a TIFF has 12, or 0 for white, only its tags tell.
+        tags = getattr(image, "tag_v2", {})
+        bits = min(tags.get(BITS, (16,)))
+        scale, offset = 1 / (1 << (bits - 8)), 0.0
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            scale, offset = -scale, ((1 << bits) - 1) * scale
+        return image.convert("I").point(lambda value: value * scale + offset).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         raise BadImageError(f"32-bit grey (mode {image.mode}) has no known range; expected 8 or 16 bits")
     if image.mode in ("P", "PA") and "transparency" in image.info:

@@ -62,6 +62,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert np.abs(pixels[..., 0].astype(int) - (x >> 8)).max() <= 1
 
 
+@pytest.mark.parametrize(("bits", "white"), [(12, 1), (16, 0), (16, 1)])
+def test_tiff_of_12_bits_or_with_0_for_white_is_shown_as_it_is_meant(bits, white):
+    x = np.linspace(0, (1 << bits) - 1, 32 * 32).reshape(32, 32).astype(np.uint16)
+    data = encoded(x, "TIFF")
+    if bits == 12:
+        x_bits = np.unpackbits(x.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 4:]
+        data = data.replace(x.tobytes(), np.packbits(x_bits).tobytes())
+    for tag, value in ((258, bits), (262, white)):
+        at = data.index(struct.pack("<HHI", tag, 3, 1)) + 8
+        data = data[:at] + struct.pack("<H", value) + data[at + 2 :]
+    meant = (x >> (bits - 8)).astype(int)
+    got = np.asarray(decode(data, 32))[..., 0]
+    assert np.abs(got - (meant if white else 255 - meant)).max() <= 1
+
+
 @pytest.mark.parametrize("most", [256, 1000, 65535])
 @pytest.mark.parametrize("kind", ["P2", "P5"])
 def test_greyscale_ppm_above_8_bits_is_scaled_by_its_largest_value(kind, most):
