@@ -121,7 +121,7 @@ def prepare_command(
                     listing, path, settings, workers=workers, progress=lines.show, stop=stop
                 )
             _report(outcome)
-            if stop():
+            if stop() and not (outcome.finished and listing is listings[-1]):
                 click.echo("stopped; the same command goes on", err=True)
                 sys.exit(128 + (stop.signal or 0))
 
