@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         If it cannot be decoded, or unpacks to more pixels than Pillow holds to be safe.
     """
     try:
-        return np.asarray(decode(read_source(str(path)), size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
+            return np.asarray(decode(read_source(str(path)), size))
     except (BadImageError, OSError) as error:
         raise DataError(f"{shown(path)}: cannot be decoded ({error})") from error

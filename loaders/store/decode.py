@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import stat
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +59,9 @@ def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
 def decode(data: bytes, size: int) -> Image:
     """Return an image as RGB, upright, resized on the short side and cropped at the centre.
 
+    Pillow may warn of harmless damage, such as EXIF that cannot be read. That is left to the caller:
+    `warnings.catch_warnings` in threads, as the reader has them, leaves all of a process's warnings off.
+
     Parameters
     ----------
     data : bytes
@@ -78,17 +80,15 @@ def decode(data: bytes, size: int) -> Image:
     del TiffImagePlugin, WebPImagePlugin  # imported to be known
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
-                # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
-                drafted = image.draft(None, (3 * size, 3 * size))
-                image.load()
-                # Its last row and column may be a part of a pixel only: what lies beyond is no image.
-                width, height = drafted[1][2:] if drafted else image.size
-                return _upright(_square(_as_rgb(image), width, height, size), image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
+            # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
+            drafted = image.draft(None, (3 * size, 3 * size))
+            image.load()
+            # Its last row and column may be a part of a pixel only: what lies beyond is no image.
+            width, height = drafted[1][2:] if drafted else image.size
+            return _upright(_square(_as_rgb(image), width, height, size), image)
     except BadImageError:
         raise
     except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way

@@ -38,6 +38,7 @@ def test_an_image_is_turned_as_its_exif_says(orientation, rng):
     assert close(decode(data, 32), upright, 4)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_an_image_whose_exif_cannot_be_read_is_decoded_without_it(rng):
     x = smooth(rng, 32, 32)
     data = encoded(x, quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 40)
