@@ -7,7 +7,6 @@ be decoded is an error that names it.
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from npgait.files import shown
 from npgait.loaders.dataset import DataError, Dataset, missing
 from npgait.loaders.store.decode import BadImageError, decode, read_source
+from npgait.loaders.store.folders import files_in_folder
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 8 << 30  # of decoded images
@@ -27,7 +27,7 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     """Return the images below DIR/train, and below DIR/val if that is there, uint8 (N, S, S, 3).
 
     Each is turned as its EXIF says, converted to RGB, resized on the short side and cropped at the
-    centre. Classes are the names of the folders in DIR/train that hold images, sorted.
+    centre. Classes are the names of the folders in DIR/train that hold images, however deep, sorted.
 
     Parameters
     ----------
@@ -74,18 +74,17 @@ def _find(data_dir: Path | None) -> Path:
 def _files(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each folder that holds any, by its name, sorted; hidden ones are not data."""
     try:
-        inner = [path for path in _visible(folder) if stat.S_ISDIR(path.stat().st_mode)]
-        found = {f.name: [p for p in _visible(f) if p.suffix.lower() in ENDINGS] for f in inner}
+        names = [name.split("/") for name, _ in files_in_folder(folder)]
     except OSError as error:  # to go on would be a class less, and other numbers for those after it
-        raise DataError(f"{shown(error.filename)}: cannot be looked into: {error.strerror}") from error
-    found = {name: paths for name, paths in found.items() if paths}
+        where = shown(Path(error.filename))
+        raise DataError(f"{where}: cannot be looked into: {error.strerror}") from error
+    found: dict[str, list[Path]] = {}
+    for name, *inner in sorted(names):
+        if inner and inner[-1].lower().endswith(ENDINGS):
+            found.setdefault(name, []).append(folder.joinpath(name, *inner))
     if not found:
         raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of their classes")
     return found
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _read(

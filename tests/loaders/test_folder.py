@@ -8,7 +8,7 @@ from PIL import Image
 
 from npgait.loaders import DataError, load
 from npgait.loaders.folder import read_image
-from npgait.loaders.store import decode
+from npgait.loaders.store import decode, find_listings
 
 
 def save(path, array, **options):
@@ -138,3 +138,12 @@ def test_images_of_every_format_that_is_decoded_are_found(ending, tmp_path):
     save(tmp_path / "train" / "a" / "x.png", np.zeros((8, 8, 3), np.uint8))
     save(tmp_path / "train" / "b" / f"x.{ending}", np.zeros((8, 8, 3), np.uint8))
     assert load("imagenet", tmp_path, image_size=8).classes == ("a", "b")
+
+
+def test_images_in_deeper_folders_are_of_the_class_as_in_a_store(tmp_path):
+    for name in ("train/a/x.png", "train/a-b/deep/x.png", "train/b/x.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    dataset = load("imagenet", tmp_path, image_size=8)
+    (listing,) = find_listings("imagenet", tmp_path)
+    assert dataset.classes == listing.classes == ("a", "a-b", "b")
+    assert dataset.train_labels.tolist() == listing.labels.tolist() == [0, 1, 2]
