@@ -121,7 +121,7 @@ def prepare_command(
                     listing, path, settings, workers=workers, progress=lines.show, stop=stop
                 )
             _report(outcome)
-            if stop():
+            if stop() and not (outcome.finished and listing is listings[-1]):
                 click.echo("stopped; the same command goes on", err=True)
                 sys.exit(128 + (stop.signal or 0))
 
@@ -185,6 +185,8 @@ def info_command(file: Path, png: Path | None) -> None:
     if png is not None and png.is_dir():
         raise click.BadParameter(f"{png} is a folder; expected the name of a file", param_hint="--png")
     store = open_store(file)
+    if png is not None and png.exists() and png.samefile(file):
+        raise click.BadParameter(f"{png} is the store itself", param_hint="--png")
     head, counts = store.head, np.bincount(store.head.labels, minlength=len(store.head.classes))
     height, width, channels = head.image_shape
     skipped = np.flatnonzero(head.state == SKIPPED)

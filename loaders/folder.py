@@ -6,6 +6,8 @@ be decoded is an error that names it.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from numpy.typing import NDArray
 from npgait.files import shown
 from npgait.loaders.dataset import DataError, Dataset, missing
 from npgait.loaders.store.decode import BadImageError, decode, read_source
+from npgait.loaders.store.folders import files_in_folder
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 8 << 30  # of decoded images
 
 
@@ -24,7 +27,7 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     """Return the images below DIR/train, and below DIR/val if that is there, uint8 (N, S, S, 3).
 
     Each is turned as its EXIF says, converted to RGB, resized on the short side and cropped at the
-    centre. Classes are the names of the folders in DIR/train that hold images, sorted.
+    centre. Classes are the names of the folders in DIR/train that hold images, however deep, sorted.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     training = _files(root / "train")
     classes = tuple(training)
     train_x, train_labels = _read(root / "train", training, classes, image_size)
-    if not (root / "val").is_dir():
+    if not os.path.lexists(root / "val"):  # a link to nothing is an error, not a test set less
         return Dataset("imagenet", train_x, train_labels, None, None, classes)
     validation = _files(root / "val")
     if unknown := [name for name in validation if name not in training]:
@@ -70,10 +73,15 @@ def _find(data_dir: Path | None) -> Path:
 
 def _files(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each folder that holds any, by its name, sorted; hidden ones are not data."""
+    try:
+        names = [name.split("/") for name, _ in files_in_folder(folder)]
+    except OSError as error:  # to go on would be a class less, and other numbers for those after it
+        where = shown(Path(error.filename))
+        raise DataError(f"{where}: cannot be looked into: {error.strerror}") from error
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("[!.]*/[!.]*")):
-        if path.suffix.lower() in ENDINGS:
-            found.setdefault(path.parent.name, []).append(path)
+    for name, *inner in sorted(names):
+        if inner and inner[-1].lower().endswith(ENDINGS):
+            found.setdefault(name, []).append(folder.joinpath(name, *inner))
     if not found:
         raise DataError(f"{folder}: no images ({', '.join(ENDINGS)}) in folders of their classes")
     return found
@@ -104,6 +112,8 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         If it cannot be decoded, or unpacks to more pixels than Pillow holds to be safe.
     """
     try:
-        return np.asarray(decode(read_source(str(path)), size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
+            return np.asarray(decode(read_source(str(path)), size))
     except (BadImageError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+        raise DataError(f"{shown(path)}: cannot be decoded ({error})") from error

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from npgait.cli.main import cli
-from npgait.loaders.store import open_store, workers
+from npgait.loaders.store import open_store, prepare, workers
 from npgait.loaders.stored import StoredData
 from tests.loaders.store.conftest import make_tree
 
@@ -126,6 +126,14 @@ def test_bench_shows_every_stage(source, tmp_path):
 def test_mistakes_are_one_line_with_status_2(args, says, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in npgait("data", *args, status=2)
+
+
+def test_a_sheet_does_not_take_the_place_of_the_store(tmp_path):
+    npgait("data", "prepare", "digits", tmp_path, tmp_path / "x.h5")
+    (tmp_path / "link").symlink_to(tmp_path / "x.h5")
+    text = npgait("data", "info", tmp_path / "x.h5", "--png", tmp_path / "link", status=2)
+    assert "is the store itself" in text
+    npgait("data", "verify", tmp_path / "x.h5")
 
 
 def test_workers_that_do_not_start_are_one_line_with_status_1(source, tmp_path, monkeypatch):
@@ -293,3 +301,19 @@ def test_ctrl_c_stops_a_conversion_that_the_same_command_finishes(tmp_path, rng)
         assert "the same command goes on" in errors
         assert "Traceback" not in errors
     assert "2400 images, 0 skipped" in npgait("data", "prepare", "imagenet", tree, tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(("split", "status"), [("train", 130), ("val", 0)])
+def test_ctrl_c_at_the_very_end_does_not_make_a_conversion_a_stopped_one(
+    split, status, source, tmp_path, monkeypatch
+):
+    def finish(listing, *args, **kwargs):
+        outcome = prepare(listing, *args, **kwargs)
+        if listing.split == split:
+            os.kill(os.getpid(), signal.SIGINT)
+        return outcome
+
+    monkeypatch.setattr("npgait.cli.data.prepare", finish)
+    text = npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", status=status)
+    assert ("stopped; the same command goes on" in text) == bool(status)
+    assert (tmp_path / "x.val.h5").exists() == (not status)

@@ -9,6 +9,7 @@ journal.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import zlib
 from collections import deque
@@ -138,7 +139,7 @@ def _made_before(job: Job) -> Outcome:
         len(head.labels),
         skipped,
         before=True,
-        report=report if skipped else None,
+        report=report if skipped and report.exists() else None,
     )
 
 
@@ -155,6 +156,8 @@ def _journal_of(job: Job) -> Iterator[None]:
         header["files"] = job.listing.state()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the longest name of all: too long shows now
+            os.lstat(folder / f".{job.report_path.name}.{1 << 22}.tmp")
         job.journal = open_journal(path, header)
     except OSError as error:
         if not path.exists():  # nobody has asked for a journal
@@ -187,6 +190,8 @@ def _take_up(job: Job) -> int:
     journal, before = job.journal, len(job.journal)
     if not job.part.exists():
         journal.keep(0)
+    elif not before:  # a decoder of a start that was killed may still write into it, in other order
+        job.part.unlink()
     written = job.start + sum(journal.sizes)
     cut_short = bool(len(journal)) and job.part.stat().st_size < written
     allocate(job)

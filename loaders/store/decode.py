@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import stat
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000  # ImageNet's largest has 61 million
 ORIENTATION = 0x0112  # tag of EXIF
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
 
 class BadImageError(ValueError):
@@ -59,6 +59,9 @@ def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
 def decode(data: bytes, size: int) -> Image:
     """Return an image as RGB, upright, resized on the short side and cropped at the centre.
 
+    Pillow may warn of harmless damage, such as EXIF that cannot be read. That is left to the caller:
+    `warnings.catch_warnings` in threads, as the reader has them, leaves all of a process's warnings off.
+
     Parameters
     ----------
     data : bytes
@@ -77,17 +80,15 @@ def decode(data: bytes, size: int) -> Image:
     del TiffImagePlugin, WebPImagePlugin  # imported to be known
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
-                # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
-                drafted = image.draft(None, (3 * size, 3 * size))
-                image.load()
-                # Its last row and column may be a part of a pixel only: what lies beyond is no image.
-                width, height = drafted[1][2:] if drafted else image.size
-                return _upright(_square(_as_rgb(image), width, height, size), image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError(f"{image.width} x {image.height} pixels; up to {MAX_PIXELS}")
+            # The JPEG decoder leaves out detail finer than a third of a pixel of the result.
+            drafted = image.draft(None, (3 * size, 3 * size))
+            image.load()
+            # Its last row and column may be a part of a pixel only: what lies beyond is no image.
+            width, height = drafted[1][2:] if drafted else image.size
+            return _upright(_square(_as_rgb(image), width, height, size), image)
     except BadImageError:
         raise
     except Exception as error:  # a damaged image fails in any of Pillow's decoders, in any way
@@ -111,8 +112,13 @@ def _as_rgb(image: Image) -> Image:
         return image
     # Of these two, Pillow gives grey above 8 bits as 32 bits that hold 0 to 65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # convert() would clip 16 bits at 255.
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+        # convert() would clip 16 bits at 255; that a TIFF has 12, or 0 for white, only its tags tell.
+        tags = getattr(image, "tag_v2", {})
+        bits = min(tags.get(BITS, (16,)))
+        scale, offset = 1 / (1 << (bits - 8)), 0.0
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            scale, offset = -scale, ((1 << bits) - 1) * scale
+        return image.convert("I").point(lambda value: value * scale + offset).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         raise BadImageError(f"32-bit grey (mode {image.mode}) has no known range; expected 8 or 16 bits")
     if image.mode in ("P", "PA") and "transparency" in image.info:

@@ -96,12 +96,13 @@ def finish(job: Job) -> Path | None:
 
 
 def _write_report(job: Job) -> Path | None:
-    """Write one line a skipped image: its number, its name, the reason."""
+    """Write one line a skipped image: its number, its name, the reason; without one there is no file."""
     lines = [
         f"{i}\t{shown(job.listing.names[i])}\t{shown(reason)}\n"
         for i, reason in job.journal.reasons.items()
     ]
     if not lines:
+        job.report_path.unlink(missing_ok=True)  # of an earlier store of this name
         return None
     write_text(job.report_path, "".join(lines))
     return job.report_path
@@ -109,7 +110,8 @@ def _write_report(job: Job) -> Path | None:
 
 def _as_bytes(names: Any) -> NDArray[np.bytes_]:
     """Return names as UTF-8 in an array of one width; what is not text is escaped."""
-    return np.array([name.encode("utf-8", "backslashreplace")[: layout.MAX_NAME] for name in names])
+    cut = [name.encode("utf-8", "backslashreplace")[: layout.MAX_NAME] for name in names]
+    return np.array([name.decode("utf-8", "ignore").encode() for name in cut])
 
 
 def _statistics(

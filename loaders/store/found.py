@@ -85,7 +85,7 @@ def find_images(
         return _in_folder(place, leave_out, skip_unreadable)
     found = Found(archives=tuple(str(tar) for tar in tars))
     for number, tar in enumerate(tars):
-        for name, owner, at in _of_class(tar.stem, read(tar), str(tar)):
+        for name, owner, at in _of_class(tar.stem, read(tar), shown(tar)):
             found.add(name, owner, (number, *at))
     return found
 
@@ -144,7 +144,7 @@ def _in_archive(
     for name in tars:
         owner = posixpath.basename(name)[: -len(".tar")]
         inner = read(path, name, files[name])
-        yield from _of_class(owner, inner, f"{path}: the archive {shown(name)} in it")
+        yield from _of_class(owner, inner, f"{shown(path)}: the archive {shown(name)} in it")
 
 
 def _of_class(owner: str, files: dict[str, Place], where: str) -> Iterator[tuple[str, str, Place]]:

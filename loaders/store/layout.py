@@ -117,6 +117,7 @@ class Store:
     head: Head
     start: int  # of the images, in bytes from the beginning of the file
     digest: str
+    stamp: tuple[int, int]  # size and time of change of the file, in bytes and ns
 
     def __len__(self) -> int:
         return len(self.head.labels)
@@ -147,9 +148,10 @@ def open_store(path: Path) -> Store:
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: no HDF5 file; `npgait data prepare` makes one of images")
     try:
+        about = path.stat()
         with h5py.File(path, "r", locking=False) as file:
             try_heap(path, file, ("format", "version", "digest", *ATTRIBUTES))
-            return _look_at(path, file)
+            return _look_at(path, file, about)
     except DataError:
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
@@ -157,7 +159,7 @@ def open_store(path: Path) -> Store:
         raise DataError(f"{path}: a damaged image store ({shown(reason)})") from error
 
 
-def _look_at(path: Path, file: Any) -> Store:
+def _look_at(path: Path, file: Any, about: os.stat_result) -> Store:
     if _text(file.attrs.get("format")) != FORMAT:
         raise DataError(f"{path}: an HDF5 file, but no image store of npgait's")
     version = file.attrs["version"]
@@ -166,17 +168,19 @@ def _look_at(path: Path, file: Any) -> Store:
             f"{path}: format version {shown(str(version))}; expected {VERSION}; "
             "use the npgait that made it"
         )
-    size = path.stat().st_size
+    size = about.st_size
     head = _read_head(file, size)
     digest = head.digest()
     if _text(file.attrs["digest"]) != digest:
         raise DataError(f"{path}: a damaged image store: its tables do not match their digest")
-    images = file["images" if head.offsets is None else "encoded"]
+    images = _dataset(file, "images" if head.offsets is None else "encoded")
     expected: tuple[int, ...] = (len(head.labels), *head.image_shape)
     if head.offsets is not None:
         steps = np.diff(head.offsets)
         if head.offsets[0] != 0 or steps.min() < 0 or steps.max() > MAX_IMAGE_BYTES:
             raise ValueError("the places of its images are out of order")
+        if not steps[head.state == GOOD].all():
+            raise ValueError("an image that should be good has no bytes")
         expected = (max(int(head.offsets[-1]), *images.shape),)  # there may be room left
     if images.shape != expected or images.dtype != np.uint8 or images.chunks or images.external:
         raise ValueError(f"its images are {images.dtype} {images.shape}; expected uint8 {expected}")
@@ -185,7 +189,7 @@ def _look_at(path: Path, file: Any) -> Store:
         start = size
     if start is None or start + images.nbytes > size:
         raise ValueError("cut short: its images end beyond the end of the file")
-    return Store(path, head, start, digest)
+    return Store(path, head, start, digest, (size, about.st_mtime_ns))
 
 
 def _read_head(file: Any, size: int) -> Head:
@@ -244,9 +248,19 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def _dataset(file: Any, name: str) -> Any:
+    """Return a dataset of this file's own: what is linked may be a pipe, which never ends."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink | h5py.ExternalLink) or file[name].is_virtual:
+        raise ValueError(f"{name} is a link to another dataset")
+    return file[name]
+
+
 def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> Any:
     """Return a one-dimensional dataset that can lie in a file of `size` bytes: nothing is unpacked."""
-    dataset = file[name]
+    dataset = _dataset(file, name)
     text = kind is np.bytes_
     fits = (
         dataset.dtype.kind == "S" and dataset.dtype.itemsize <= MAX_NAME

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import shown
 from npgait.loaders.dataset import DataError
 
 
@@ -79,7 +81,11 @@ class Listing:
 
     def state(self) -> str:
         """Return the SHA-256 of sizes and times of files: a conversion goes on with those it began."""
-        return "" if self.stamps is None else _digest([], self.stamps, [])
+        stamps = self.stamps
+        if stamps is None:
+            about = [os.stat(path) for path in self.archives]
+            stamps = np.array([(one.st_size, one.st_mtime_ns) for one in about], dtype=np.int64)
+        return _digest([], stamps, [])
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence
     for name, own in zip(names, class_names, strict=True):
         if own not in number:
             raise DataError(
-                f"{name} is of class {own!r}, which is none of the {len(classes)} classes of the "
-                f"training set ({', '.join(list(classes)[:3])} ...)"
+                f"{shown(name)} is of class {own!r}, which is none of the {len(classes)} classes "
+                f"of the training set ({shown(', '.join(list(classes)[:3]))} ...)"
             )
     return np.array([number[own] for own in class_names], dtype=np.int64)

@@ -158,15 +158,21 @@ def cores() -> int:
 
 
 def open_images(store: Store) -> int:
-    """Return a descriptor of the file, for reading only."""
+    """Return a descriptor of the file, for reading only.
+
+    Raises
+    ------
+    DataError
+        If it is gone, or not as it was: the images of another file have other labels.
+    """
     try:
         descriptor = os.open(store.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(f"{store.path}: cannot be opened ({error.strerror})") from error
-    last, size = store.place(len(store) - 1)
-    if os.fstat(descriptor).st_size < last + size:
+    about = os.fstat(descriptor)
+    if (about.st_size, about.st_mtime_ns) != store.stamp:
         os.close(descriptor)
-        raise DataError(f"{store.path}: has been cut short since it was opened")
+        raise DataError(f"{store.path}: has been changed, cut short or replaced since it was opened")
     return descriptor
 
 
@@ -178,7 +184,7 @@ def _read_raw(store: Store) -> Read:
         rows, preadv = out.rows, os.preadv
         # In the order of the file; neighbours there land in their rows by one call.
         order = _share(np.argsort(batch, kind="stable"), part, parts)
-        numbers = batch[order]
+        numbers = batch[order].astype(np.int64, copy=False)  # places in the file pass 32 bits
         firsts, lengths = _runs(numbers)
         offsets, places = (start + numbers[firsts] * size).tolist(), order.tolist()
         for first, length, offset in zip(firsts.tolist(), lengths, offsets, strict=True):

@@ -24,7 +24,7 @@ from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
 from npgait.loaders.store.found import Found, find_images, is_tar
-from npgait.loaders.store.layout import JOURNAL, PART, REPORT
+from npgait.loaders.store.layout import JOURNAL, MAX_NAME, PART, REPORT
 from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled
 from npgait.loaders.store.truth import KITS, find_truth, read_truth
 
@@ -96,7 +96,7 @@ def find_listings(
     except (OSError, tarfile.TarError) as error:
         where = getattr(error, "filename", None) or source
         raise DataError(
-            f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            f"{shown(where)}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
 
 
@@ -139,7 +139,8 @@ def _image_listings(
     classes: Sequence[str] | None = None
     used = False
     for name, place in places.items():
-        around = [source, place, source.parent, place.parent]
+        beside = (Path(os.path.abspath(path)).parent for path in (source, place))  # of "." too
+        around = [source, place, *beside]
         if split in (None, name) or name == "train":  # the training set says what the classes are
             found = find(place)
             truth = _truth_of(place, found, labels, around, classes)
@@ -247,6 +248,9 @@ def _listing(
     names = [found.names[i] for i in order]
     owners = [own[i] for i in order] if truth is None else read_truth(truth, names)
     classes = tuple(classes or sorted(set(owners)))
+    long = next((name for name in classes if len(name.encode()) > MAX_NAME), None)
+    if long is not None:
+        raise DataError(f"{place}: the class {shown(long[:40])}... has a name of over {MAX_NAME} bytes")
     numbers = np.array([found.numbers[i] for i in order], dtype=np.int64)
     return Listing(
         "imagenet",

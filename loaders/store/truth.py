@@ -72,7 +72,8 @@ def _row(line: str) -> list[str]:
     """
     separator = next((c for c in line if c in ",;\t"), None)
     if separator is None:
-        return line.split()[:2]
+        words = line.split()
+        return words[:2] if BOXED.match(" ".join(words[1:])) else words
     try:
         fields = next(csv.reader([line], delimiter=separator))  # names may be in quotes
     except (csv.Error, StopIteration):
@@ -127,8 +128,11 @@ def _classes_told(path: Path, rows: list[list[str]]) -> dict[str, str]:
     """Return the class of each name in the text, which says it once or the same again."""
     told: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        if len(row) < 2:
-            raise DataError(f"{path}: row {number} says {shown(row)}; expected 'FILE CLASS'")
+        if len(row) != 2:  # of more words, a class of several would be cut to its first
+            raise DataError(
+                f"{path}: row {number} says {shown(row)}; expected 'FILE CLASS', or 'FILE,CLASS' where "
+                "they hold blanks"
+            )
         name, owner = _whole(row[0]), row[1]
         if told.setdefault(name, owner) != owner:
             raise DataError(

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import warnings
 import zlib
 from typing import Any
 
@@ -68,6 +69,7 @@ def main() -> None:
     """Answer tasks until the input ends, or whoever asks is gone."""
     settings = json.loads(sys.argv[1])
     _limit_memory()
+    warnings.simplefilter("ignore")  # of harmless damage, such as EXIF that cannot be read
     with contextlib.suppress(BrokenPipeError):
         _answer(b"ready\n")
         for line in sys.stdin.buffer:

@@ -90,7 +90,10 @@ class Workers:
                 raise OSError(answer["errno"], answer["text"], answer["file"])
             done = [Done(*row) for row in answer["done"]]
             size = sum(one.size for one in done) if self.settings["store"] != "raw" else 0
-            return done, process.stdout.read(size)
+            data = process.stdout.read(size)
+            if len(data) < size:
+                raise _WorkerLostError(f"the decoder crashed ({_reason(process)})")
+            return done, data
         except BrokenPipeError as error:
             self._drop(process)
             raise _WorkerLostError(f"the decoder crashed ({_reason(process)})") from error

@@ -8,7 +8,7 @@ from PIL import Image
 
 from npgait.loaders import DataError, load
 from npgait.loaders.folder import read_image
-from npgait.loaders.store import decode
+from npgait.loaders.store import decode, find_listings
 
 
 def save(path, array, **options):
@@ -120,3 +120,30 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
         save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="c9 is none of the 2 classes"):
         load("imagenet", tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("broken", ["train/b", "val", "val/b"])
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out(broken, tmp_path):
+    for name in ("train/a/x.png", "train/c/x.png", "val/a/x.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    if broken == "val":
+        (tmp_path / "val").rename(tmp_path / "elsewhere")
+    (tmp_path / broken).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"{broken}: cannot be looked into: No such file"):
+        load("imagenet", tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("ending", ["gif", "TIF", "ppm"])
+def test_images_of_every_format_that_is_decoded_are_found(ending, tmp_path):
+    save(tmp_path / "train" / "a" / "x.png", np.zeros((8, 8, 3), np.uint8))
+    save(tmp_path / "train" / "b" / f"x.{ending}", np.zeros((8, 8, 3), np.uint8))
+    assert load("imagenet", tmp_path, image_size=8).classes == ("a", "b")
+
+
+def test_images_in_deeper_folders_are_of_the_class_as_in_a_store(tmp_path):
+    for name in ("train/a/x.png", "train/a-b/deep/x.png", "train/b/x.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    dataset = load("imagenet", tmp_path, image_size=8)
+    (listing,) = find_listings("imagenet", tmp_path)
+    assert dataset.classes == listing.classes == ("a", "a-b", "b")
+    assert dataset.train_labels.tolist() == listing.labels.tolist() == [0, 1, 2]

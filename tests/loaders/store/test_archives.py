@@ -7,13 +7,15 @@ import os
 import subprocess
 import tarfile
 
+import h5py
+import numpy as np
 import pytest
 
 from npgait.loaders import DataError
 from npgait.loaders.store import Settings, find_listings, prepare
 from npgait.loaders.store.archives import files_in_archive
 from npgait.loaders.store.decode import read_source
-from tests.loaders.store.conftest import make_tree
+from tests.loaders.store.conftest import encoded, make_tree
 from tests.loaders.store.test_sources import inner_tar, tar_of
 
 
@@ -288,3 +290,32 @@ def test_images_beside_archives_are_refused_not_dropped(tree, tmp_path):
 def test_hidden_members_are_not_data(tmp_path):
     members = [("n1/a", b"1"), ("n1/._a", b"2"), (".git/x", b"3"), ("n2/.cache/b", b"4")]
     assert set(files_in_archive(tar_of(tmp_path / "t.tar", members))) == {"n1/a"}
+
+
+def test_a_conversion_does_not_go_on_with_an_archive_that_changed(tmp_path, rng):
+    archive, out, asked = tmp_path / "s.tar", tmp_path / "x.h5", iter([False, True])
+
+    def pack():  # other pixels in files of the same names and sizes
+        (tmp_path / "c").mkdir(exist_ok=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            (tmp_path / "c" / f"{i}.ppm").write_bytes(encoded(pixels, "PPM"))
+        return packed(archive, tmp_path, "c").stat().st_size
+
+    size = pack()
+    prepare(*find_listings("imagenet", archive), out, Settings(9), stop=lambda: next(asked))
+    assert pack() == size
+    with pytest.raises(DataError, match="was begun with other images"):
+        prepare(*find_listings("imagenet", archive), out, Settings(9))
+
+
+def test_names_too_long_for_a_store_are_cut_and_classes_refused(tmp_path):
+    image = encoded(np.zeros((8, 8, 3), np.uint8))
+    archive, out = tmp_path / "s.tar", tmp_path / "x.h5"
+    tar_of(archive, [("c/" + "é" * 2999 + ".jpg", image), ("dd/" + "é" * 2999 + ".jpg", image)])
+    prepare(*find_listings("imagenet", archive), out, Settings(8))
+    with h5py.File(out) as file:
+        lengths = sorted(len(name.encode()) for name in file["sources"].asstr()[:])
+    assert lengths == [4095, 4096]
+    tar_of(archive, [("c/x.jpg", image), ("é" * 2100 + "/x.jpg", image)])
+    assert "has a name of over 4096 bytes" in refusal(archive)

@@ -121,6 +121,28 @@ def test_images_that_have_been_mended_are_looked_at_again(tmp_path, rng):
     assert (outcome.finished, outcome.skipped) == (True, 0)
 
 
+def test_a_report_is_only_there_where_it_is_of_this_store(tree, tmp_path):
+    bad, out = tree / "n00000001" / "bad.JPEG", tmp_path / "x.h5"
+    bad.write_bytes(b"no")
+    report = convert_tree(tree, out).report
+    bad.unlink()
+    out.unlink()
+    assert convert_tree(tree, out).report is None
+    assert not report.exists()
+    bad.write_bytes(b"no")
+    convert_tree(tree, tmp_path / "y.h5").report.unlink()
+    outcome = convert_tree(tree, tmp_path / "y.h5")
+    assert (outcome.skipped, outcome.report) == (1, None)
+
+
+def test_a_name_too_long_for_the_report_is_said_at_once_not_in_the_end(tree, tmp_path):
+    (tree / "n00000001" / "bad.JPEG").write_bytes(b"no")
+    with pytest.raises(OSError, match="too long") as caught:
+        convert_tree(tree, tmp_path / ("n" * 240 + ".h5"))
+    assert caught.value.filename == str(tmp_path / ("n" * 240 + ".h5"))
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_arrays_are_kept_as_they_are_with_their_number_of_channels(tmp_path, rng):
     x = rng.integers(0, 17, (3000, 5, 4, 1), dtype=np.uint8)
     labels = rng.integers(0, 2, 3000)

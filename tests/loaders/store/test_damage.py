@@ -164,7 +164,7 @@ def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels"])
+@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels", "link"])
 def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(hostile, made, tmp_path):
     shutil.copy(made, tmp_path / "h.h5")
     with h5py.File(tmp_path / "h.h5", "r+") as file:
@@ -183,6 +183,9 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(h
             del file["labels"]
             layout = h5py.VirtualLayout((21,), np.int64)
             file.create_virtual_dataset("labels", layout)
+        elif hostile == "link":  # which may as well lead to a pipe, whose opening never ends
+            del file["images"]
+            file["images"] = h5py.ExternalLink(str(made), "/images")
         else:
             file["labels"][0] = 10**9
     with pytest.raises(DataError, match="damaged image store"):
@@ -216,6 +219,7 @@ def crafted(path, *, attributes=None, **arrays):
         ("jpeg", {"attributes": {"image_shape": (16, 20, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (16000, 16000, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (24, 24, 1)}}, "expected squares of up to 4096"),
+        ("jpeg", {"offsets": 0, "checksums": 0}, "an image that should be good has no bytes"),
     ],
 )
 def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, tree, tmp_path):
@@ -234,3 +238,12 @@ def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
     with pytest.raises(DataError, match="cut short") as caught:
         list(read_images(store, [np.arange(21)]))
     assert str(made) in str(caught.value)
+
+
+def test_a_store_replaced_while_it_is_in_use_is_an_error_not_images_of_other_labels(tree, made):
+    store = open_store(made)
+    made.unlink()
+    prepare(*find_listings("imagenet", tree), made, Settings(24, seed=1))
+    with pytest.raises(DataError, match="changed, cut short or replaced since it was opened"):
+        list(read_images(store, [np.arange(21)]))
+    assert len(list(read_images(open_store(made), [np.arange(21)]))) == 1

@@ -38,6 +38,7 @@ def test_an_image_is_turned_as_its_exif_says(orientation, rng):
     assert close(decode(data, 32), upright, 4)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_an_image_whose_exif_cannot_be_read_is_decoded_without_it(rng):
     x = smooth(rng, 32, 32)
     data = encoded(x, quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 40)
@@ -60,6 +61,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     x = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     pixels = np.asarray(decode(encoded(x, "PNG"), 32))
     assert np.abs(pixels[..., 0].astype(int) - (x >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize(("bits", "white"), [(12, 1), (16, 0), (16, 1)])
+def test_tiff_of_12_bits_or_with_0_for_white_is_shown_as_it_is_meant(bits, white):
+    x = np.linspace(0, (1 << bits) - 1, 32 * 32).reshape(32, 32).astype(np.uint16)
+    data = encoded(x, "TIFF")
+    if bits == 12:
+        x_bits = np.unpackbits(x.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 4:]
+        data = data.replace(x.tobytes(), np.packbits(x_bits).tobytes())
+    for tag, value in ((258, bits), (262, white)):
+        at = data.index(struct.pack("<HHI", tag, 3, 1)) + 8
+        data = data[:at] + struct.pack("<H", value) + data[at + 2 :]
+    meant = (x >> (bits - 8)).astype(int)
+    got = np.asarray(decode(data, 32))[..., 0]
+    assert np.abs(got - (meant if white else 255 - meant)).max() <= 1
 
 
 @pytest.mark.parametrize("most", [256, 1000, 65535])

@@ -210,3 +210,34 @@ def test_workers_that_are_killed_while_they_start_are_started_again(tree, tmp_pa
     outcome = prepare(listing, tmp_path / "x.h5", Settings(24), workers=1)
     assert (outcome.finished, outcome.skipped) == (True, 0)
     assert count.stat().st_size == 3
+
+
+def test_a_worker_that_is_killed_within_its_answer_is_asked_again(tree, tmp_path, monkeypatch):
+    from npgait.loaders.store import workers
+
+    once = tmp_path / "once"
+    trap = (
+        "import os, sys, npgait.loaders.store.worker as w\n"
+        "def answer(data):\n"
+        f"    if len(data) > 1000 and not os.path.exists({str(once)!r}):\n"
+        f"        open({str(once)!r}, 'w').close()\n"
+        "        os.write(1, data[:-100])\n"
+        "        os.abort()\n"
+        "    whole(data)\n"
+        "whole, w._answer = w._answer, answer\n"
+        "w.main()"
+    )
+    monkeypatch.setattr(workers, "PROGRAM", trap)
+    assert convert_tree(tree, tmp_path / "x.h5", store="original").skipped == 0
+    assert once.exists()
+    assert not [d for _, found in verify(open_store(tmp_path / "x.h5")) for d in found]
+
+
+def test_a_decoder_of_a_killed_start_does_not_write_into_a_conversion_begun_anew(tmp_path, rng):
+    tree = make_tree(tmp_path / "source", rng, images=20)
+    stopped_after(tree, tmp_path / "x.h5", 2)
+    with (tmp_path / "x.h5.part").open("r+b") as left:  # as it has it, who decodes on
+        (tmp_path / "x.h5.journal").unlink()
+        convert_tree(tree, tmp_path / "x.h5", seed=1)
+        left.write(b"junk" * 10_000)
+    assert not [d for _, found in verify(open_store(tmp_path / "x.h5")) for d in found]

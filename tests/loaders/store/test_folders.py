@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import h5py
 import pytest
 from click.testing import CliRunner
 
 from npgait.cli.main import cli
-from npgait.loaders import DataError
+from npgait.loaders import DataError, load
 from npgait.loaders.store import Settings, find_listings, open_store, prepare
 from tests.loaders.store.conftest import make_tree
 
@@ -82,7 +83,7 @@ def test_files_of_a_folder_without_the_right_to_enter_it_are_not_left_out(tmp_pa
     program = """
 import os
 from pathlib import Path
-from npgait.loaders import DataError
+from npgait.loaders import DataError, load
 from npgait.loaders.store import find_listings
 os.setuid(65534)
 try:
@@ -119,6 +120,26 @@ def test_names_that_are_not_utf_8_are_escaped(tree, tmp_path):
     assert b"caf\\udce9/\\udcff.JPEG" in head.sources.tolist()
     with h5py.File(tmp_path / "x.h5") as file:
         assert file["classes"].asstr()[0] == "caf\\udce9"
+
+
+@pytest.mark.parametrize("kind", ["link", "class", "archive", "image"])
+def test_names_that_would_move_the_cursor_are_escaped_in_messages(kind, tmp_path, rng):
+    train = make_tree(tmp_path / "s" / "train", rng, images=1)
+    odd = train / "n00000000" / "x\x1b[2J\ny.png"
+    if kind == "link":
+        odd.symlink_to("nothing")
+    elif kind == "class":
+        shutil.copytree(train / "n00000000", tmp_path / "s" / "val" / odd.name)
+    elif kind == "archive":
+        shutil.rmtree(train)
+        train.mkdir()
+        tarfile.open(train / f"{odd.name}.tar", "w").close()
+    else:
+        odd.write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        (load if kind == "image" else find_listings)("imagenet", tmp_path / "s")
+    assert r"x\x1b[2J\ny.png" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("where", ["", "n00000000/"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -125,6 +126,12 @@ def test_an_image_that_the_store_does_not_have_is_refused(number, store):
         list(read_images(store, [np.arange(3), np.array([1, number, 2])]))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint64])
+def test_numbers_of_any_integer_dtype_mean_the_same_images(dtype, store, pixels):
+    (got,) = read_images(store, [np.array([499, 365, 3], dtype)])  # whose places pass 15 bits
+    np.testing.assert_array_equal(got, pixels[[499, 365, 3]])
+
+
 def test_a_batch_of_no_images_is_empty(store):
     assert [len(x) for x in read_images(store, [np.arange(2), np.arange(0)])] == [2, 0]
     assert [len(x) for x in read_images(store, [np.arange(0)])] == [0]
@@ -160,6 +167,14 @@ def test_encoded_stores_give_the_images_of_a_raw_one(kind, tree, tmp_path):
         for name in ("raw", kind)
     )
     assert np.abs(raw - own).mean() < (6 if kind == "jpeg" else 1e-9)
+
+
+def test_decoding_in_threads_leaves_the_warnings_of_the_process_alone(tree, tmp_path):
+    (listing,) = find_listings("imagenet", tree)
+    prepare(listing, tmp_path / "x.h5", Settings(24, "jpeg"))
+    before = list(warnings.filters)
+    for _ in read_images(open_store(tmp_path / "x.h5"), [np.arange(21)] * 100, threads=4):
+        assert warnings.filters == before
 
 
 def test_a_store_trains_as_the_arrays_that_it_was_made_of(store, pixels):

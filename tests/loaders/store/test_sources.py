@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,15 @@ def test_the_text_is_found_beside_the_files_and_flat_archives_do_too(flat, tmp_p
     assert list(from_archive.names) == list(from_folder.names)
     assert from_archive.labels.tolist() == from_folder.labels.tolist()
     assert bytes_of(from_archive) == bytes_of(from_folder)
+
+
+@pytest.mark.parametrize("source", [".", "../val"])
+def test_the_text_is_found_beside_the_folder_that_one_is_in(source, flat, monkeypatch):
+    folder, classes = flat
+    (folder.parent / "LOC_val_solution.csv").write_text(texts(classes)["kaggle"])
+    monkeypatch.chdir(folder)
+    (found,) = find_listings("imagenet", Path(source))
+    assert [found.classes[label] for label in found.labels] == classes
 
 
 def test_the_numbers_of_the_development_kit_are_looked_up_in_its_class_list(flat, tmp_path):

@@ -59,6 +59,12 @@ def test_names_and_classes_may_hold_blanks_where_a_comma_or_tab_separates(read):
     assert read('"a, b.jpg",cat\n', "a, b.jpg") == ["cat"]
 
 
+def test_a_class_of_several_words_is_not_cut_to_its_first(read):
+    with pytest.raises(DataError, match=r"row 1 says .*golden.*retriever.*; expected .*'FILE,CLASS'"):
+        read("a.jpg golden retriever\nb.jpg golden eagle\n", "a.jpg", "b.jpg")
+    assert read("a.jpg cat 1 2 3 4\nb.jpg dog\n", "a.jpg", "b.jpg") == ["cat", "dog"]
+
+
 def test_several_boxes_names_of_columns_and_a_byte_order_mark_do_not_matter(read):
     text = "\ufeffImageId,PredictionString\nx_2,n1 1 2 3 4 n1 5 6 7 8 \nx_1,n0 1 2 3 4 \n"
     assert read(text, "x_1.JPEG", "x_2.JPEG") == ["n0", "n1"]
