@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -106,6 +107,16 @@ def test_every_key_of_an_experiment_stands_on_the_page_of_formats(build):
     page = build.filled_in((DOCS / "formats.md").read_text())
     for key in KEYS:
         assert f"| `{key}` |" in page
+
+
+def test_defaults_on_the_page_of_formats_are_those_of_a_file(build, tmp_path):
+    (tmp_path / "my.toml").write_text("[[experiment]]\n")
+    (found,) = find_experiments(str(tmp_path / "my.toml"))
+    for key in ("ortho_strength", "ortho_every", "seed", "normalised", "learning_rate", "data"):
+        (default,) = re.findall(rf"\| `{key}` \| [^|]+ \| `([^`]+)` \|", build.keys_table())
+        assert tomllib.loads(f"value = {default}")["value"] == getattr(found, key), key
+        assert default.isalpha() == isinstance(getattr(found, key), bool), key
+    assert found.name == "experiment1"
 
 
 def test_every_command_stands_in_the_reference(build):
