@@ -208,7 +208,7 @@ class Network:
         return classes
 
     def named_feedback(self) -> dict[str, Array]:
-        """Return the feedback weights by number of layer, "1", "2" ..., as files hold them."""
+        """Return the feedback weights by number of layer, "0" the first, as files hold them."""
         return {str(l): B for l, B in enumerate(self.feedback or []) if B is not None}
 
     def parameters(self) -> list[Array]:

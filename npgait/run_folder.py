@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, and how metrics are written and read.
 
-RUN/config.toml              every experiment, every key
+RUN/config.toml              every experiment, every key that has a value
 RUN/run.json                 versions, device, command, where the data lay
 RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch, every so many minutes, when stopped
 RUN/NAME/metrics.jsonl       one line an epoch ("kind": "epoch") or measurement ("layers")

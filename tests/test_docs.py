@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from npgait.cli.main import cli
 from npgait.config import KEYS
@@ -117,6 +119,19 @@ def test_defaults_on_the_page_of_formats_are_those_of_a_file(build, tmp_path):
         assert tomllib.loads(f"value = {default}")["value"] == getattr(found, key), key
         assert default.isalpha() == isinstance(getattr(found, key), bool), key
     assert found.name == "experiment1"
+
+
+def test_every_file_of_a_run_and_every_key_of_run_json_stands_on_the_page_of_formats(tmp_path):
+    command = ["run", "-e", "fa", "--set", "epochs=1", "--set", "depth=1", "--out", str(tmp_path / "r")]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    page = (DOCS / "formats.md").read_text()
+    files = [p.relative_to(tmp_path / "r").as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    for name in files:
+        shown = name.removeprefix("plots/").replace("fa/", "NAME/")
+        assert f"`{shown}`" in page, name
+    for key in json.loads((tmp_path / "r" / "run.json").read_text()):
+        assert f"`{key}`" in page, key
+    assert len(files) == 12
 
 
 def test_every_command_stands_in_the_reference(build):
