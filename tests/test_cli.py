@@ -143,6 +143,7 @@ MISTAKES = [
     (["run", "--nosuch"], ["No such option"]),
     (["nosuch"], ["No such command"]),
     (["resume", "nosuch"], ["nosuch is not the folder of a run"]),
+    (["check", "."], [". is not the folder of a run"]),
     (["presets", "show", "nosuch"], ["preset 'nosuch' is unknown"]),
     (["run", "mnist-gait-4l"], ["'mnist'", "train-images", "https://", "--data DIR"]),
     (["run", "cifar10", "--data", "/nosuch"], ["/nosuch: there is no such file or folder"]),
