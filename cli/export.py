@@ -14,10 +14,12 @@ from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError
 from npgait.saving import load_network
 
 
-@click.command()
+@click.command(short_help="Write the network of a run as ONNX.")
 @click.argument("run", metavar="RUN", type=NamedPath())
 @click.argument("out", metavar="MODEL.onnx", type=NamedPath(dir_okay=False))
-@click.option("--experiment", "-e", "name", help="Of the run; needed where there is more than one.")
+@click.option(
+    "--experiment", "-e", "name", help="Export this experiment; needed where the run has more than one."
+)
 def export(run: Path, out: Path, name: str | None) -> None:
     """Write the forward network of RUN, as it was last saved, as ONNX.
 

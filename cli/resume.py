@@ -21,7 +21,7 @@ from npgait.experiments import read_experiments
 from npgait.run_folder import CONFIG, RunFolderError, read_info
 
 
-@click.command()
+@click.command(short_help="Go on with a run that was interrupted.")
 @click.argument("folder", metavar="RUN", type=NamedPath())
 @click.option(
     "--data",
@@ -34,7 +34,7 @@ from npgait.run_folder import CONFIG, RunFolderError, read_info
     metavar="cpu|gpu|gpu:N|auto",
     help="Where to compute  [default: where the run began]",
 )
-@precision_option
+@precision_option("as the run began")
 @graphs_option
 @plots_option
 @quiet_option

@@ -141,6 +141,15 @@ def test_every_command_stands_in_the_reference(build):
         assert command.help
 
 
+@pytest.mark.parametrize("name", [None, "data", "presets"])
+def test_lists_of_commands_are_whole_on_a_narrow_terminal(name):
+    group = cli if name is None else cli.commands[name]
+    text = group.get_help(click.Context(group, info_name="npgait", terminal_width=80))
+    listed = text[text.index("Commands:") :]
+    assert all(command in listed for command in group.commands)
+    assert "..." not in listed
+
+
 def test_code_beside_the_equations_is_the_code(build):
     text = (DOCS / "equations.md").read_text()
     shown = build.filled_in(text)
