@@ -62,7 +62,7 @@ def data() -> None:
 @click.option(
     "--split", type=click.Choice(["train", "val"]), help="Only this split  [default: all there are]"
 )
-@click.option("--labels", type=path_type, help="Text that says the classes of flat files.")
+@click.option("--labels", type=path_type, help="Text file that names the class of each flat file.")
 @click.option(
     "--order",
     type=click.Choice(["shuffled", "sorted"]),
@@ -98,7 +98,7 @@ def prepare_command(
     """Turn the images at SRC into the image store OUT.h5.
 
     KIND is imagenet, for ILSVRC2012 as it is published (folders, or tar archives that need not be
-    unpacked) and for any images in a folder a class; or the name of a data set that npgait knows:
+    unpacked) and for any images in one folder per class; or the name of a data set that npgait knows:
     digits, mnist, kmnist, fashion-mnist, cifar10, cifar100. Where SRC has a validation or test set too,
     that goes to OUT.val.h5.
 

@@ -64,7 +64,7 @@ class Experiment:
 
     name: str = _option(kind=str, help="name of the experiment, and of its folder")
     description: str = _option("", kind=str, help="one line for people")
-    data: str = _option("digits", kind=str, help="data set; images in a folder a class: imagenet")
+    data: str = _option("digits", kind=str, help="data set; images in one folder per class: imagenet")
     normalisation: str = _option(
         "unit",
         kind=str,
