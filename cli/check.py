@@ -16,7 +16,7 @@ from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders.synthetic import SHAPES, random_images
-from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError, read_info
+from npgait.run_folder import CHECKPOINT, CONFIG, check_run, read_info
 from npgait.session import Session, build_session, restore_session
 
 
@@ -54,7 +54,7 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
         data_dir = data_of_run(read_info(run)["data"], data_dir)
     else:
         if Path(preset).is_dir():
-            raise RunFolderError(f"{preset} is not the folder of a run: it has no {CONFIG}")
+            check_run(Path(preset))
         experiments = find_experiments(preset, only=only)
     failed = []
     for experiment in experiments:

@@ -10,7 +10,7 @@ from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError
 from npgait.experiments import read_experiments
 from npgait.export import export_onnx
-from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError
+from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError, check_run
 from npgait.saving import load_network
 
 
@@ -29,8 +29,7 @@ def export(run: Path, out: Path, name: str | None) -> None:
     \b
     npgait export runs/digits-20261123-101500 gait.onnx -e gait
     """  # noqa: D301 - click wants the control character
-    if not (run / CONFIG).is_file():
-        raise RunFolderError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    check_run(run)
     names = [e.name for e in read_experiments(run / CONFIG)]
     names = [n for n in names if (run / n / CHECKPOINT).is_file()]
     if not names:

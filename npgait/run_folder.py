@@ -45,6 +45,14 @@ class RunFolderError(RuntimeError):
     """A folder is not that of a run, or is damaged; the message is one line."""
 
 
+def check_run(folder: Path) -> None:
+    """Raise a RunFolderError where a folder is not that of a run."""
+    if not (folder / CONFIG).is_file():
+        raise RunFolderError(
+            f"{folder} is not the folder of a run: it has no {CONFIG}; give one that `npgait run` made"
+        )
+
+
 def describe_environment(device: Device, command: Sequence[str]) -> dict[str, Any]:
     """Return what a reader needs to repeat a run: versions, machine, device, command."""
     from npgait import __version__
