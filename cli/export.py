@@ -24,7 +24,7 @@ def export(run: Path, out: Path, name: str | None) -> None:
     """Write the forward network of RUN, as it was last saved, as ONNX.
 
     Input "x" is what the network was trained on: images scaled as `normalisation` in the run's
-    config.toml says. Output "logits" has one value a class. Needs the extra npgait[onnx].
+    config.toml says. Output "logits" has one value per class. Needs the extra npgait[onnx].
 
     \b
     npgait export runs/digits-20261123-101500 gait.onnx -e gait
