@@ -83,7 +83,7 @@ class Timed:
         return {part: median(lap[part] for lap in self.laps) for part in PARTS}
 
 
-@click.command()
+@click.command(short_help="Time training steps against the cost of their products.")
 @click.argument("preset", default="cifar10", shell_complete=complete_presets)
 @click.option(
     "--rule",
@@ -98,7 +98,7 @@ class Timed:
 )
 @data_option
 @device_option
-@precision_option
+@precision_option()
 @graphs_option
 @click.option(
     "--set",
@@ -112,7 +112,7 @@ class Timed:
     default=15,
     show_default=True,
     type=click.IntRange(3, 10_000),
-    help="Steps timed of each rule, in three rounds that take turns.",
+    help="Steps timed of each experiment, in three rounds that take turns.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def bench(

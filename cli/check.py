@@ -16,7 +16,7 @@ from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders.synthetic import SHAPES, random_images
-from npgait.run_folder import CHECKPOINT, CONFIG, read_info
+from npgait.run_folder import CHECKPOINT, CONFIG, check_run, read_info
 from npgait.session import Session, build_session, restore_session
 
 
@@ -26,7 +26,7 @@ class FailedCheck(click.ClickException):
     exit_code = 1
 
 
-@click.command()
+@click.command(short_help="Check that the equations hold, on this machine.")
 @click.argument("preset", metavar="[PRESET|RUN]", default="digits", shell_complete=complete_presets)
 @click.option(
     "--experiment", "-e", "only", multiple=True, help="Check this experiment only (repeatable)."
@@ -53,6 +53,8 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
         experiments = read_experiments(run / CONFIG, only=only)
         data_dir = data_of_run(read_info(run)["data"], data_dir)
     else:
+        if Path(preset).is_dir():
+            check_run(Path(preset))
         experiments = find_experiments(preset, only=only)
     failed = []
     for experiment in experiments:

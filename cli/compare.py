@@ -26,9 +26,17 @@ COLUMNS = (
     ("seconds", "time, s", "{:.1f}"),
 )
 runs_argument = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=NamedPath())
+format_option = click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "svg", "pdf"]),
+    default="png",
+    show_default=True,
+    help="Of the figures.",
+)
 
 
-@click.command()
+@click.command(short_help="Compare experiments: a table, and the papers' four figures.")
 @runs_argument
 @click.option(
     "--out",
@@ -37,10 +45,8 @@ runs_argument = click.argument("runs", metavar="RUN...", nargs=-1, required=True
     show_default=True,
     help="Folder for the figures.",
 )
-@click.option("--plots/--no-plots", default=True, help="Draw the figures.")
-@click.option(
-    "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
-)
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures.")
+@format_option
 def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
     """Compare the experiments of one run or more: a table, and the papers' four figures.
 
@@ -62,23 +68,21 @@ def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
             click.echo(f"figure: {path}")
 
 
-@click.command()
+@click.command(short_help="Draw the figures of a run, finished or not.")
 @click.argument("run", metavar="RUN", type=NamedPath())
 @click.option(
     "--out",
     type=NamedPath(file_okay=False),
     help=f"Folder for the figures  [default: RUN/{PLOTS}]",
 )
-@click.option(
-    "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
-)
+@format_option
 def plot(run: Path, out: Path | None, kind: str) -> None:
     """Draw the papers' four figures and the loss of a run, finished or not."""
     for path in draw_run(run, out or run / PLOTS, kind):
         click.echo(f"figure: {path}")
 
 
-@click.command()
+@click.command(short_help="Write one HTML page of runs.")
 @runs_argument
 @click.option(
     "--out",

@@ -26,7 +26,7 @@ def complete_presets(ctx: Any, parameter: Any, incomplete: str) -> list[Completi
     return items or [CompletionItem(incomplete, type="file")]
 
 
-@click.command()
+@click.command(short_help="Print the script that completes commands in a shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

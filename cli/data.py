@@ -29,7 +29,7 @@ from npgait.loaders.stored import ENDING, VALIDATION
 path_type = NamedPath()
 
 
-@click.group()
+@click.group(short_help="Make, check, show and time image stores.")
 def data() -> None:
     """Image stores: a data set in one HDF5 file, made once, read fast ever after."""
 
@@ -39,33 +39,45 @@ def data() -> None:
 @click.argument("source", type=path_type, metavar="SRC")
 @click.argument("out", type=path_type, metavar="OUT.h5")
 @click.option(
-    "--size", default=224, show_default=True, type=click.IntRange(1, MAX_SIDE), help="Side, in pixels."
+    "--size",
+    default=224,
+    show_default=True,
+    type=click.IntRange(1, MAX_SIDE),
+    help="Side of an image, in pixels.",
 )
 @click.option(
     "--store",
     default="raw",
     show_default=True,
     type=click.Choice(STORES),
-    help="Pixels; JPEG files of that size; or the files as they are, resized when read.",
+    help="Keep pixels; JPEG files of that size; or the files as they are, resized when read.",
 )
 @click.option(
-    "--quality", default=90, show_default=True, type=click.IntRange(1, 95), help="Of --store jpeg."
+    "--quality",
+    default=90,
+    show_default=True,
+    type=click.IntRange(1, 95),
+    help="Quality of --store jpeg.",
 )
 @click.option(
     "--split", type=click.Choice(["train", "val"]), help="Only this split  [default: all there are]"
 )
-@click.option("--labels", type=path_type, help="Text that says the classes of flat files.")
+@click.option("--labels", type=path_type, help="Text file that names the class of each flat file.")
 @click.option(
     "--order",
     type=click.Choice(["shuffled", "sorted"]),
     help="How images are stored  [default: training sets shuffled, others sorted]",
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the shuffled order."
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the shuffled order."
 )
-@click.option("--workers", type=click.IntRange(1, 1024), help="Processes  [default: one a core]")
 @click.option(
-    "--skip-unreadable", is_flag=True, help="Skip files that the disk or the rights do not give."
+    "--workers", type=click.IntRange(1, 1024), help="Processes that convert  [default: one a core]"
+)
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Skip files that cannot be read, for the disk or their rights, and do not stop at one.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show the result only.")
 def prepare_command(
@@ -86,7 +98,7 @@ def prepare_command(
     """Turn the images at SRC into the image store OUT.h5.
 
     KIND is imagenet, for ILSVRC2012 as it is published (folders, or tar archives that need not be
-    unpacked) and for any images in a folder a class; or the name of a data set that npgait knows:
+    unpacked) and for any images in one folder per class; or the name of a data set that npgait knows:
     digits, mnist, kmnist, fashion-mnist, cifar10, cifar100. Where SRC has a validation or test set too,
     that goes to OUT.val.h5.
 
@@ -155,10 +167,10 @@ def _report(outcome: Outcome) -> None:
         click.echo(f"skipped images are listed in {outcome.report}")
 
 
-@data.command("verify")
+@data.command("verify", short_help="Check every image of FILE against its checksum.")
 @click.argument("file", type=path_type)
 @click.option(
-    "--threads", default=0, type=click.IntRange(0, 1024), help="That read  [default: one a core]"
+    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show the result only.")
 def verify_command(file: Path, threads: int, quiet: bool) -> None:
@@ -223,14 +235,28 @@ def _shortened(names: list[str], most: int = 20) -> str:
 @data.command("bench")
 @click.argument("file", type=path_type)
 @click.option(
-    "--batch-size", default=256, show_default=True, type=click.IntRange(1, 65536), help="Images."
+    "--batch-size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1, 65536),
+    help="Images of a batch.",
 )
 @click.option(
-    "--threads", default=0, type=click.IntRange(0, 1024), help="That read  [default: one a core]"
+    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
 )
-@click.option("--block", default=32, show_default=True, type=click.IntRange(1), help="Images of a run.")
 @click.option(
-    "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.01), help="A measurement."
+    "--block",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images that are read in a run.",
+)
+@click.option(
+    "--seconds",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.01),
+    help="Seconds of each measurement.",
 )
 def bench_command(file: Path, batch_size: int, threads: int, block: int, seconds: float) -> None:
     """Show how fast FILE gives batches here, and where the time goes.

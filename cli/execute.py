@@ -17,7 +17,7 @@ from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import cell, format_table
 from npgait.cli.threads import blas_threads, keep_memory
-from npgait.config import Experiment
+from npgait.config import ConfigError, Experiment
 from npgait.data import Source
 from npgait.figures import draw_run
 from npgait.files import locked
@@ -35,6 +35,7 @@ from npgait.run_folder import (
     record_data,
     write_metrics,
 )
+from npgait.saving import describe
 from npgait.session import Session, build_session, read_progress, restore_session, run_session
 from npgait.training import TrainingDivergedError
 
@@ -175,7 +176,7 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
     Raises
     ------
     ConfigError, DataError
-        If an experiment does not fit its data.
+        If an experiment does not fit its data, or has a layer that no checkpoint can hold.
     """
     built = set()
     for experiment in experiments:
@@ -186,6 +187,10 @@ def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDat
             session = build_session(cheap, shape_in(dataset, experiment), len(dataset.classes))
             if isinstance(dataset, StoredDataset):
                 crop_of(dataset, session.network.shape_in)
+            try:
+                describe(session.network)
+            except TypeError as error:  # a layer of one's own that saving.py does not know yet
+                raise ConfigError(f"experiment {experiment.name!r} cannot be saved: {error}") from error
             built.add(like)
 
 

@@ -10,25 +10,26 @@ from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError
 from npgait.experiments import read_experiments
 from npgait.export import export_onnx
-from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError
+from npgait.run_folder import CHECKPOINT, CONFIG, RunFolderError, check_run
 from npgait.saving import load_network
 
 
-@click.command()
+@click.command(short_help="Write the network of a run as ONNX.")
 @click.argument("run", metavar="RUN", type=NamedPath())
 @click.argument("out", metavar="MODEL.onnx", type=NamedPath(dir_okay=False))
-@click.option("--experiment", "-e", "name", help="Of the run; needed where there is more than one.")
+@click.option(
+    "--experiment", "-e", "name", help="Export this experiment; needed where the run has more than one."
+)
 def export(run: Path, out: Path, name: str | None) -> None:
     """Write the forward network of RUN, as it was last saved, as ONNX.
 
     Input "x" is what the network was trained on: images scaled as `normalisation` in the run's
-    config.toml says. Output "logits" has one value a class. Needs the extra npgait[onnx].
+    config.toml says. Output "logits" has one value per class. Needs the extra npgait[onnx].
 
     \b
     npgait export runs/digits-20261123-101500 gait.onnx -e gait
     """  # noqa: D301 - click wants the control character
-    if not (run / CONFIG).is_file():
-        raise RunFolderError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    check_run(run)
     names = [e.name for e in read_experiments(run / CONFIG)]
     names = [n for n in names if (run / n / CHECKPOINT).is_file()]
     if not names:

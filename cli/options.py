@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -29,11 +30,17 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes a GPU if CuPy finds one.",
 )
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="Of float32 products on a GPU: tf32 rounds factors to 10 bits  [default: float32]",
-)
+
+
+def precision_option(default: str = "float32") -> Callable[..., Any]:
+    """Return the option --precision; `default` in words, for it stands in the help only."""
+    return click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help=f"Of float32 products on a GPU; tf32 rounds their factors to 10 bits  [default: {default}]",
+    )
+
+
 graphs_option = click.option(
     "--graphs/--no-graphs",
     default=True,
@@ -41,7 +48,9 @@ graphs_option = click.option(
     show_default=True,
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show the final table only.")
-plots_option = click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
+plots_option = click.option(
+    "--plots/--no-plots", default=True, show_default=True, help="Draw plots at the end."
+)
 
 
 def choose_device(spec: str, precision: str | None) -> Device:

@@ -11,7 +11,7 @@ from npgait.cli.table import format_table
 from npgait.experiments import find_experiments, preset_files, read_experiments, to_toml
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List the experiments that can be run by name.")
 @click.pass_context
 def presets(ctx: click.Context) -> None:
     """List the presets: the published experiments and a few more, runnable by name."""

@@ -18,10 +18,10 @@ from npgait.cli.options import (
 )
 from npgait.cli.paths import NamedPath
 from npgait.experiments import read_experiments
-from npgait.run_folder import CONFIG, RunFolderError, read_info
+from npgait.run_folder import CONFIG, check_run, read_info
 
 
-@click.command()
+@click.command(short_help="Go on with a run that was interrupted.")
 @click.argument("folder", metavar="RUN", type=NamedPath())
 @click.option(
     "--data",
@@ -34,7 +34,7 @@ from npgait.run_folder import CONFIG, RunFolderError, read_info
     metavar="cpu|gpu|gpu:N|auto",
     help="Where to compute  [default: where the run began]",
 )
-@precision_option
+@precision_option("as the run began")
 @graphs_option
 @plots_option
 @quiet_option
@@ -52,8 +52,7 @@ def resume(
     Finished experiments are left as they are, and need no data. On the CPU the weights at the end are
     those of a run that was never interrupted, bit for bit.
     """
-    if not (folder / CONFIG).is_file():
-        raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    check_run(folder)
     experiments = read_experiments(folder / CONFIG)
     info = read_info(folder)
     chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))

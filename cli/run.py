@@ -32,11 +32,11 @@ from npgait.files import write_text
 from npgait.run_folder import CONFIG, INFO, RunFolderError, describe_environment
 
 
-@click.command()
+@click.command(short_help="Train the experiments of a preset or file, and compare them.")
 @click.argument("preset", default="digits", shell_complete=complete_presets)
 @data_option
 @device_option
-@precision_option
+@precision_option()
 @graphs_option
 @click.option("--out", type=NamedPath(), help="Run folder  [default: runs/PRESET-TIME]")
 @click.option("--experiment", "-e", "only", multiple=True, help="Run this experiment only (repeatable).")

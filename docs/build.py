@@ -85,14 +85,20 @@ def keys_table() -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in KEYS.items():
         spec = field.metadata
-        default = "required" if field.default is MISSING else f"`{_toml(field.default)}`"
+        # The one key without a default is the name, which the number of the experiment stands in for.
+        default = "`experimentN`" if field.default is MISSING else f"`{_toml(field.default)}`"
         meaning = spec["help"] + (f" ({', '.join(spec['choices'])})" if spec["choices"] else "")
-        rows.append(f"| `{key}` | {spec['kind'].__name__} | {default} | {meaning} |")
+        kind = {str: "string", tuple: "list of int"}.get(spec["kind"], spec["kind"].__name__)
+        rows.append(f"| `{key}` | {kind} | {default} | {meaning} |")
     return "\n".join(rows)
 
 
 def _toml(value: object) -> str:
-    return {None: "unset", True: "true", False: "false"}.get(value, repr(value).replace("'", '"'))  # type: ignore[call-overload]
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):  # which is told apart from 0 and 1, its equals
+        return str(value).lower()
+    return repr(value).replace("'", '"')
 
 
 def commands_page() -> str:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import by_sample
@@ -105,7 +107,7 @@ class LeakyReLU:
     def __call__(self, a: Array, out: Array | None = None) -> Array:
         """Return y = f(a), in `out` where given."""
         xp = array_module(a)
-        y = xp.multiply(a, a.dtype.type(self.slope), out=out)
+        y = xp.multiply(a, _real(a).type(self.slope), out=out)
         # As a maximum: NumPy's `where` costs five times as much, for its branches cannot be foreseen.
         return xp.maximum(a, y, out=y) if self.slope <= 1 else xp.minimum(a, y, out=y)
 
@@ -137,15 +139,16 @@ class LeakyReLU:
     def derivative(self, a: Array) -> Array:
         """Return f'(a): 1 where a >= 0, slope below."""
         # where(a >= 0, 1, slope) by arithmetic: NumPy's `where` costs five times as much.
-        xp, slope = array_module(a), a.dtype.type(self.slope)
+        xp, real = array_module(a), _real(a)
+        slope = real.type(self.slope)
         if self.slope <= 1:
-            f_prime = (a >= 0).astype(a.dtype)
+            f_prime = (a >= 0).astype(real)
             f_prime *= 1 - slope
             f_prime += slope  # exactly 1 where a >= 0: what 1 - slope was rounded by is lost in the sum
             return f_prime
-        below = (a < 0).astype(a.dtype)
+        below = (a < 0).astype(real)
         below *= slope
-        return xp.maximum(below, a.dtype.type(1), out=below)
+        return xp.maximum(below, real.type(1), out=below)
 
     def difference(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return d = [f^-1(y) - f^-1(y - s v)] / s without cancellation.
@@ -172,7 +175,7 @@ class LeakyReLU:
 
     def _difference(self, y: Array, v: Array, s: Array | float) -> Array:
         xp = array_module(y)
-        s = xp.asarray(s, dtype=y.dtype)
+        s = xp.asarray(s, dtype=_real(y))
         y_nudged = s * v
         y_nudged = xp.subtract(y, y_nudged, out=y_nudged)  # y - s v
         d = self.derivative(y)
@@ -186,3 +189,8 @@ class LeakyReLU:
     def crossed(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return where y and y - s v lie on different sides of the kink (bool, shape of y)."""
         return (y >= 0) != (y - s * v >= 0)
+
+
+def _real(a: Array) -> np.dtype:
+    """Return the dtype of f(a): that of `a`, or of integers, in which the slope would be 0, float64."""
+    return a.dtype if a.dtype.kind == "f" else np.dtype(np.float64)

@@ -14,7 +14,7 @@ import numpy as np
 from npgait.config import Experiment
 from npgait.experiments import read_experiments
 from npgait.files import printable
-from npgait.run_folder import CONFIG, RunFolderError, hidden_angle, read_json, read_metrics
+from npgait.run_folder import CONFIG, RunFolderError, check_run, hidden_angle, read_json, read_metrics
 
 NAMING = ("name", "description", "seed")  # keys in which repetitions of one experiment differ
 SEED = re.compile(r"-seed\d+$")  # what `npgait run --seeds` adds to a name
@@ -99,10 +99,7 @@ def read_run(folder: Path) -> list[Trained]:
     RunFolderError, ConfigError
         If the folder is not that of a run, nothing was trained in it yet, or a file is damaged.
     """
-    if not (folder / CONFIG).is_file():
-        raise RunFolderError(
-            f"{folder}: no run folder (there is no {CONFIG} in it); give a folder that `npgait run` made"
-        )
+    check_run(folder)
     info = read_json(folder)
     experiments = read_experiments(folder / CONFIG)
     trained = [

@@ -64,9 +64,12 @@ class Experiment:
 
     name: str = _option(kind=str, help="name of the experiment, and of its folder")
     description: str = _option("", kind=str, help="one line for people")
-    data: str = _option("digits", kind=str, help="data set")
+    data: str = _option("digits", kind=str, help="data set; images in one folder per class: imagenet")
     normalisation: str = _option(
-        "unit", kind=str, choices=NORMALISATIONS, help="scaling of pixels: 0..1, or mean 0 and sd 1"
+        "unit",
+        kind=str,
+        choices=NORMALISATIONS,
+        help="scaling of pixels: none, 0..1, or mean 0 and sd 1",
     )
     image_size: int = _option(
         224, kind=int, low=1, below=TOO_MANY, help="side of an image of imagenet, in pixels"
@@ -81,13 +84,21 @@ class Experiment:
         32, kind=int, low=1, help="images read in a run from an image store; 1 shuffles fully"
     )
     network: str = _option("square", kind=str, choices=MODELS, help="network of the papers")
-    width: int | None = _option(None, kind=int, low=1, below=TOO_MANY, help="units of a hidden layer")
-    depth: int | None = _option(None, kind=int, low=1, below=LAYERS_MOST, help="number of hidden layers")
+    width: int | None = _option(
+        None, kind=int, low=1, below=TOO_MANY, help="hidden units a layer (default: n_in; cifar10: 1024)"
+    )
+    depth: int | None = _option(
+        None,
+        kind=int,
+        low=1,
+        below=LAYERS_MOST,
+        help="hidden layers (default: 4; cifar10: 6, shallow: 3)",
+    )
     widths: tuple[int, ...] | None = _option(
-        None, kind=tuple, low=1, below=TOO_MANY, help="inner widths of a tower"
+        None, kind=tuple, low=1, below=TOO_MANY, help="inner widths of a tower (default: 500, 200)"
     )
     patch_bytes: int | None = _option(
-        None, kind=int, low=1, help="memory for the patches of a convolution (default: 256 MiB)"
+        None, kind=int, low=1, help="bytes for the patches of a convolution (default: 256 MiB)"
     )
     auxiliary: bool | None = _option(
         None, kind=bool, help="square layers with auxiliary units (default: where the rule inverts)"
@@ -95,20 +106,27 @@ class Experiment:
     implicit_auxiliary: bool = _option(
         False, kind=bool, help="auxiliary units not stored: an orthonormal completion of the others"
     )
-    slope: float = _option(0.1, kind=float, above=0, help="of the leaky ReLU; 1 is linear")
+    slope: float = _option(0.1, kind=float, above=0, help="slope of the leaky ReLU below 0; 1 is linear")
     output_activation: str = _option(
-        "same", kind=str, choices=("same", "linear"), help="of the output layer (square, tower)"
+        "same", kind=str, choices=("same", "linear"), help="of the output layer of square and tower"
     )
     initialisation: str = _option("orthogonal", kind=str, choices=INITIALISATIONS, help="of weights")
     rule: str = _option("gait", kind=str, choices=NAMES, help="learning rule")
     targets: str = _option("difference", kind=str, choices=TARGETS, help="form of the targets")
     normalised: bool = _option(True, kind=bool, help="GAIT-prop with gamma normalised per sample")
     gamma: float | None = _option(
-        None, kind=float, above=0, low=None, help="size of the incremental target, up to 1"
+        None,
+        kind=float,
+        above=0,
+        help="size of the nudge, up to 1 (default: 1e-3; normalised GAIT: 1e-7)",
     )
     inverse_method: str = _option("auto", kind=str, choices=METHODS, help="how W^-1 is applied")
     inverse_tolerance: float | None = _option(
-        None, kind=float, above=0, below=1, help="relative error allowed in a product with W^-1"
+        None,
+        kind=float,
+        above=0,
+        below=1,
+        help="relative error allowed in d W^-1 (default: 1e-5; float64: 1e-12)",
     )
     loss: str = _option("cross_entropy", kind=str, choices=LOSSES, help="loss")
     reduction: str = _option(
@@ -117,22 +135,22 @@ class Experiment:
     optimizer: str = _option("adam", kind=str, choices=OPTIMIZERS, help="optimizer")
     learning_rate: float = _option(1e-3, kind=float, above=0, help="learning rate")
     momentum: float = _option(0.9, kind=float, low=0, below=1, help="of the optimizer momentum")
-    beta1: float = _option(0.9, kind=float, low=0, below=1, help="of Adam")
-    beta2: float = _option(0.999, kind=float, low=0, below=1, help="of Adam")
+    beta1: float = _option(0.9, kind=float, low=0, below=1, help="decay of Adam's first moment")
+    beta2: float = _option(0.999, kind=float, low=0, below=1, help="decay of Adam's second moment")
     epsilon: float = _option(1e-8, kind=float, above=0, help="of Adam")
     bias_correction: bool = _option(True, kind=bool, help="of Adam")
     regulariser: str = _option("orthonormal", kind=str, choices=REGULARISERS, help="its form")
-    ortho_strength: float = _option(0.0, kind=float, low=0, help="lambda of the regulariser")
+    ortho_strength: float = _option(0.0, kind=float, low=0, help="lambda of the regulariser; 0: none")
     ortho_every: int = _option(1, kind=int, low=1, help="steps from one regularisation to the next")
     ortho_decoupled: bool = _option(
         False, kind=bool, help="regulariser applied after the optimizer, not through the gradient"
     )
     batch_size: int = _option(64, kind=int, low=1, below=TOO_MANY, help="samples of a batch")
-    epochs: int = _option(10, kind=int, low=1, help="epochs")
+    epochs: int = _option(10, kind=int, low=1, help="number of epochs")
     checkpoint_minutes: float = _option(
         10.0, kind=float, low=0, help="minutes between checkpoints within an epoch; 0: every batch"
     )
-    seed: int = _option(0, kind=int, low=0, help="of weights, feedback and order")
+    seed: int = _option(0, kind=int, low=0, help="seed of weights, feedback, order and augmentation")
     dtype: str = _option("float32", kind=str, choices=("float32", "float64"), help="arithmetic")
     measure_every: int = _option(100, kind=int, low=0, help="steps between measurements; 0: none")
     evaluate_train: bool = _option(

@@ -76,8 +76,9 @@ def scaling_of(train_x: np.ndarray | None, kind: str, *, max_value: float = 255)
     train_x : array (N, H, W) or (N, H, W, C) or (N, n)
         Only looked at for "standard".
     kind : {"none", "unit", "standard"}
-        "unit" divides by `max_value`, so that pixels lie in 0..1 (2020 code); "standard" subtracts
-        the mean and divides by the standard deviation of each channel (2023 code).
+        "unit" divides by `max_value`, so that pixels lie in 0..1 (2020 code, and CIFAR-10 in that of
+        2023); "standard" subtracts the mean and divides by the standard deviation of each channel
+        (the 2023 code does so to ImageNet, by fixed numbers).
     max_value : float
         Largest value that a pixel can take.
 

@@ -61,6 +61,14 @@ def fit(
     list of dict
         One row an epoch: epoch, step, train_loss, train_top1, train_top5, test_..., seconds.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is none of those above, arrays do not fit the network or hold NaN or infinity, or
+        the rule inverts a layer that was not made to have an inverse.
+    TrainingDivergedError, SingularWeightsError, ErrorsNotFiniteError
+        If training came to an end so; the network holds the last weights.
+
     Examples
     --------
     >>> import npgait

@@ -58,8 +58,9 @@ def square(
 
     Raises
     ------
-    ValueError
-        If a size is below 1, or there are more classes than a square output layer has units.
+    TypeError, ValueError
+        If a size is no whole number from 1 on, there are more classes than a square output layer has
+        units, or `auxiliary`, `initialisation` or `dtype` is none of those above.
     """
     f = f or LeakyReLU()
     width = n_in if width is None else width
@@ -93,6 +94,11 @@ def tower(
     widths : sequence of int
         Sizes of the square layers between the first (n_in) and the last (n_classes); they may not
         grow.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As by `square`; also if `widths` is empty or grows.
     """
     f = f or LeakyReLU()
     sizes = [n_in, *widths, n_classes]
@@ -181,9 +187,8 @@ def imagenet(
 
     Raises
     ------
-    ValueError
-        If `shape_in` is no image, or its last map has fewer units than there are classes and the
-        output layer has to be square.
+    TypeError, ValueError
+        As by `square`; also if `shape_in` is no image.
     """
     if len(shape_in) != 3:
         raise ValueError(f"the network takes images (H, W, C); got shape {shape_in}")

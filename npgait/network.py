@@ -91,8 +91,8 @@ class Network:
     Raises
     ------
     ValueError
-        If a layer does not take what the layer below gives, stands there twice, or has a name that no
-        file can hold.
+        If a layer does not take what the layer below gives, is of another dtype, stands there twice, or
+        has a name that no file can hold.
     """
 
     layers: list[Layer]
@@ -106,6 +106,11 @@ class Network:
                 raise ValueError(
                     f"{layer.name} takes inputs {layer.shape_in}, but {below.name} gives "
                     f"{below.shape_out}"
+                )
+            if layer.W.dtype != below.W.dtype:
+                raise ValueError(
+                    f"{layer.name} is {layer.W.dtype}, but {below.name} is {below.W.dtype}; expected "
+                    "one dtype of all layers"
                 )
         if len(self.layers[-1].shape_out) != 1:
             raise ValueError(f"{self.layers[-1].name} gives images; the last layer has to be dense")
@@ -208,7 +213,7 @@ class Network:
         return classes
 
     def named_feedback(self) -> dict[str, Array]:
-        """Return the feedback weights by number of layer, "1", "2" ..., as files hold them."""
+        """Return the feedback weights by number of layer, "0" the first, as files hold them."""
         return {str(l): B for l, B in enumerate(self.feedback or []) if B is not None}
 
     def parameters(self) -> list[Array]:

@@ -105,8 +105,8 @@ class Adam:
     v <- beta2 v + (1 - beta2) g^2
     p <- p - lr m' / (sqrt(v') + epsilon)
 
-    with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) (2023 paper), or m' = m, v' = v without bias
-    correction (2020 code).
+    with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) (2023 code, but for epsilon: see
+    docs/deviations.md), or m' = m, v' = v without bias correction (2020 code).
     """
 
     learning_rate: float

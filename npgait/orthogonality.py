@@ -2,8 +2,9 @@
 
 Everything here is written with G = W W^T, which the regulariser shares with the product with W^-1
 (inverse.py), and R = I - G, which is zero when W is orthogonal. Of a layer whose auxiliary units are
-implicit W is tall, and W^T W stands for W W^T. Of a square W the orthonormal and the conformal penalty
-are equal either way; the off-diagonal one is not: of a tall W it holds columns, not rows, orthogonal.
+implicit W is tall, and W^T W stands for W W^T. For a square W either gives the same orthonormal and the
+same conformal penalty. The off-diagonal penalty is not the same: it holds the columns of a tall W
+orthogonal, where of a square W it holds the rows.
 """
 
 from __future__ import annotations

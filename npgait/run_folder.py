@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, and how metrics are written and read.
 
-RUN/config.toml              every experiment, every key
+RUN/config.toml              every experiment, every key that has a value
 RUN/run.json                 versions, device, command, where the data lay
 RUN/NAME/checkpoint.h5       of experiment NAME, after each epoch, every so many minutes, when stopped
 RUN/NAME/metrics.jsonl       one line an epoch ("kind": "epoch") or measurement ("layers")
@@ -43,6 +43,14 @@ LAYER_COLUMNS = ["step", "epoch", *(f.name for f in fields(LayerMeasures))]
 
 class RunFolderError(RuntimeError):
     """A folder is not that of a run, or is damaged; the message is one line."""
+
+
+def check_run(folder: Path) -> None:
+    """Raise a RunFolderError where a folder is not that of a run."""
+    if not (folder / CONFIG).is_file():
+        raise RunFolderError(
+            f"{folder} is not the folder of a run: it has no {CONFIG}; give one that `npgait run` made"
+        )
 
 
 def describe_environment(device: Device, command: Sequence[str]) -> dict[str, Any]:

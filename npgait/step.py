@@ -110,6 +110,8 @@ def train_step(
     TrainingDivergedError
         If the loss is not finite; the weights are then as they were. On a GPU, where looking means
         waiting, `train` looks later, at the sums over many steps.
+    SingularWeightsError, ErrorsNotFiniteError
+        By a rule that inverts layers; the weights are then as they were.
     """
     layers, rule = network.layers, recipe.rule
     records = network.forward(x, auxiliary=rule.auxiliary)

@@ -30,6 +30,15 @@ def test_derivative_is_the_slope_on_each_side_of_the_kink(f, a, sign):
     np.testing.assert_allclose((f(a + h) - f(a - h)) / (2 * h), f.derivative(a), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("f", [Linear(), *map(LeakyReLU, SLOPES)])
+def test_integers_give_what_floats_of_their_values_give(f):
+    a = np.array([[-3, -1, 0, 2]])
+    for equation in (f, f.derivative, f.inverse):
+        np.testing.assert_array_equal(equation(a), equation(a.astype(np.float64)))
+    for equation in (f.times_derivative, lambda y, v: f.difference(y, v, 0.5)):
+        np.testing.assert_array_equal(equation(a, a), equation(a.astype(np.float64), a))
+
+
 @given(
     slope=st.floats(1e-6, 1e3), a=st.floats(1e-30, 1e30), dtype=st.sampled_from(["float32", "float64"])
 )

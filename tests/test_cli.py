@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from npgait import kernels, models
 from npgait.cli.main import cli
+from npgait.layers import Dense
 
 SMALL = ["--set", "epochs=2", "--set", "depth=1", "--set", "width=64"]
 
@@ -142,6 +143,7 @@ MISTAKES = [
     (["run", "--nosuch"], ["No such option"]),
     (["nosuch"], ["No such command"]),
     (["resume", "nosuch"], ["nosuch is not the folder of a run"]),
+    (["check", "."], [". is not the folder of a run"]),
     (["presets", "show", "nosuch"], ["preset 'nosuch' is unknown"]),
     (["run", "mnist-gait-4l"], ["'mnist'", "train-images", "https://", "--data DIR"]),
     (["run", "cifar10", "--data", "/nosuch"], ["/nosuch: there is no such file or folder"]),
@@ -619,6 +621,23 @@ def test_a_run_that_diverges_says_so_in_one_line(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr
     assert "experiment 'bp': the loss is not finite at step 2" in run.stderr
+
+
+def test_a_layer_that_no_checkpoint_can_hold_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    class Own(Dense):
+        pass
+
+    def with_own_layer(*sizes, **options):
+        network = models.square(*sizes, **options)
+        network.layers[0].__class__ = Own
+        return network
+
+    (tmp_path / "own.toml").write_text('[[experiment]]\nrule = "bp"\n')
+    monkeypatch.setitem(models.MODELS, "square", with_own_layer)
+    result = call("run", tmp_path / "own.toml", "--out", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "experiment 'experiment1' cannot be saved: hidden1 is a Own" in result.output
+    assert not (tmp_path / "r").exists()
 
 
 def test_what_does_not_fit_into_memory_says_what_to_lower(tmp_path, monkeypatch):

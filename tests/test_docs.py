@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from npgait.cli.main import cli
 from npgait.config import KEYS
@@ -108,11 +111,43 @@ def test_every_key_of_an_experiment_stands_on_the_page_of_formats(build):
         assert f"| `{key}` |" in page
 
 
+def test_defaults_on_the_page_of_formats_are_those_of_a_file(build, tmp_path):
+    (tmp_path / "my.toml").write_text("[[experiment]]\n")
+    (found,) = find_experiments(str(tmp_path / "my.toml"))
+    for key in ("ortho_strength", "ortho_every", "seed", "normalised", "learning_rate", "data"):
+        (default,) = re.findall(rf"\| `{key}` \| [^|]+ \| `([^`]+)` \|", build.keys_table())
+        assert tomllib.loads(f"value = {default}")["value"] == getattr(found, key), key
+        assert default.isalpha() == isinstance(getattr(found, key), bool), key
+    assert found.name == "experiment1"
+
+
+def test_every_file_of_a_run_and_every_key_of_run_json_stands_on_the_page_of_formats(tmp_path):
+    command = ["run", "-e", "fa", "--set", "epochs=1", "--set", "depth=1", "--out", str(tmp_path / "r")]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    page = (DOCS / "formats.md").read_text()
+    files = [p.relative_to(tmp_path / "r").as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    for name in files:
+        shown = name.removeprefix("plots/").replace("fa/", "NAME/")
+        assert f"`{shown}`" in page, name
+    for key in json.loads((tmp_path / "r" / "run.json").read_text()):
+        assert f"`{key}`" in page, key
+    assert len(files) == 12
+
+
 def test_every_command_stands_in_the_reference(build):
     page = build.commands_page()
     for path, command in build.walk(cli, ("npgait",)):
         assert f"## {' '.join(path)}\n" in page
         assert command.help
+
+
+@pytest.mark.parametrize("name", [None, "data", "presets"])
+def test_lists_of_commands_are_whole_on_a_narrow_terminal(name):
+    group = cli if name is None else cli.commands[name]
+    text = group.get_help(click.Context(group, info_name="npgait", terminal_width=80))
+    listed = text[text.index("Commands:") :]
+    assert all(command in listed for command in group.commands)
+    assert "..." not in listed
 
 
 def test_code_beside_the_equations_is_the_code(build):

@@ -89,6 +89,12 @@ def test_networks_that_cannot_be_are_refused(make, message):
         make()
 
 
+def test_layers_of_two_dtypes_are_no_network():
+    a, b = (Dense(np.eye(3, dtype=t), np.zeros(3, t), name=t) for t in ("float32", "float64"))
+    with pytest.raises(ValueError, match="float64 is float64, but float32 is float32"):
+        Network([a, b])
+
+
 def test_layers_that_do_not_fit_each_other_are_refused():
     layers = [Dense(np.ones((3, 4)), np.ones(4), name="a"), Dense(np.ones((3, 2)), np.ones(2), name="b")]
     with pytest.raises(ValueError, match=r"b takes inputs \(3,\), but a gives \(4,\)"):

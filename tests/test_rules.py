@@ -36,6 +36,13 @@ def bound(name, network, **options):
     return bind(name, feedback=feedback, **options)
 
 
+def test_a_rule_without_the_form_that_is_asked_for_is_refused():
+    for walks, auxiliary in (((None, rules.itp), True), ((None, None), False)):
+        with pytest.raises(ValueError, match="rule 'mine' has no walk for a"):
+            rules.Rule("mine", *walks, InverseSolver(), auxiliary=auxiliary)
+    assert rules.Rule("mine", None, rules.itp, InverseSolver()).inverting_walk is rules.itp
+
+
 # --- (i) GAIT-prop is backpropagation when W is orthogonal ------------------------------------------
 
 

@@ -64,8 +64,8 @@ class Conv2D:
 
     Raises
     ------
-    ValueError
-        If the shapes do not fit each other.
+    TypeError, ValueError
+        As by `Dense`; `patch_bytes` too is a whole number from 1 on.
     """
 
     W: Array
@@ -162,10 +162,10 @@ class Conv2D:
 
         Raises
         ------
-        SingularWeightsError
-            If W has no inverse.
         ValueError
-            If auxiliary channels are implicit.
+            If the layer was not made to have an inverse, or its auxiliary channels are implicit.
+        SingularWeightsError
+            If W has none, to the precision of its dtype.
         """
         refuse_implicit(self.name, self.implicit)
         check_inverse(self.name, self.has_inverse, self.W.shape)
@@ -208,8 +208,8 @@ class Conv2D:
         ------
         ValueError
             If the layer was not made to have an inverse.
-        SingularWeightsError, ErrorsNotFiniteError
-            See `InverseSolver`.
+        SingularWeightsError
+            See `InverseSolver`. Errors that are not finite are not seen here: W^-1 is made without them.
         """
         check_inverse(self.name, self.has_inverse, self.W.shape)
         d = self.f.difference(y, v, s)

@@ -44,8 +44,9 @@ class Dense:
 
     Raises
     ------
-    ValueError
-        If the shapes do not fit each other.
+    TypeError, ValueError
+        If W and b are not both float32 or both float64, shapes do not fit each other, or `used` or a
+        number of `shape_in` is no whole number from 1 on.
     """
 
     W: Array
@@ -119,7 +120,7 @@ class Dense:
         return a, y
 
     def inverse(self, y: Array, x: Array | None = None) -> Array:
-        """Return g(y) = (f^-1(y) - b) W^-1, auxiliary units included (2023, section 2).
+        """Return g(y) = (f^-1(y) - b) W^-1, auxiliary units included (2023 paper).
 
         Parameters
         ----------
@@ -133,10 +134,12 @@ class Dense:
 
         Raises
         ------
-        SingularWeightsError
-            If W has no inverse.
         ValueError
-            If auxiliary units are implicit.
+            If the layer was not made to have an inverse, or its auxiliary units are implicit.
+        SingularWeightsError
+            If W has none, to the precision of its dtype.
+        ErrorsNotFiniteError
+            If y is not finite.
         """
         del x
         refuse_implicit(self.name, self.implicit)

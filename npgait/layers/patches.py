@@ -34,8 +34,9 @@ class Window:
 
     Raises
     ------
-    ValueError
-        If a number is below 1, the padding is unknown, or the kernel does not fit a VALID image.
+    TypeError, ValueError
+        If a number is no whole number from 1 on, the padding is unknown, or the kernel does not fit a
+        VALID image.
     """
 
     height: int

@@ -63,7 +63,12 @@ class Rule:
         that inverts layers; for absolute targets, the form they equal up to rounding.
     solver : InverseSolver
     auxiliary : bool
-        Whether the forward pass has to compute auxiliary units.
+        Whether the forward pass has to compute auxiliary units, as absolute targets need.
+
+    Raises
+    ------
+    ValueError
+        If there is no walk of the form that is asked for.
     """
 
     name: str
@@ -71,6 +76,11 @@ class Rule:
     inverting_walk: Walk | None
     solver: InverseSolver
     auxiliary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.walk is None and (self.auxiliary or self.inverting_walk is None):
+            form = "absolute targets" if self.auxiliary else "any targets"
+            raise ValueError(f"rule {self.name!r} has no walk for {form}")
 
     def __call__(
         self,

@@ -83,6 +83,8 @@ def itp_absolute(
         If a layer above the first was not made to have an inverse, or its auxiliary units are implicit.
     SingularWeightsError
         If the W of one has none, to the precision of its dtype.
+    ErrorsNotFiniteError
+        If the targets of a dense one are not finite.
     """
     updates: list[Update] = []
     t, m = output_target(records[-1].y, error)

@@ -1,4 +1,4 @@
-"""Target propagation by exact inverses: t_{l-1} = g_l(t_l) (2020 paper, section 2).
+"""Target propagation by exact inverses: t_{l-1} = g_l(t_l) (2020 paper).
 
 `tp_absolute` is the equation to the letter. `tp` carries e_l = y_l - t_l in place of the target, the
 same rule without the rounding.
@@ -75,6 +75,8 @@ def tp_absolute(layers: Sequence[Layer], records: Sequence[Record], error: Array
         If a layer above the first was not made to have an inverse, or its auxiliary units are implicit.
     SingularWeightsError
         If the W of one has none, to the precision of its dtype.
+    ErrorsNotFiniteError
+        If the targets of a dense one are not finite.
     """
     updates: list[Update] = []
     t, m = output_target(records[-1].y, error)
