@@ -215,6 +215,19 @@ def test_direct_feedback_sends_the_output_error_to_every_layer(rng):
         assert relative(db[: network.layers[l].used], delta.sum(axis=0)) < 1e-13
 
 
+@pytest.mark.parametrize("name", ["fa", "dfa"])
+@pytest.mark.parametrize("change", ["short", "none", "transposed"])
+def test_feedback_that_does_not_fit_the_layers_is_refused(name, change, rng):
+    network = dense_network(rng, depth=2, used=12)
+    feedback = draw_feedback(name, network, rng)
+    if change == "short":
+        feedback = feedback[:-1]
+    else:  # without weights FA would be backpropagation
+        feedback[1] = None if change == "none" else feedback[1][:, ::-1].T[:3]
+    with pytest.raises(ValueError, match=f"feedback weights of '{name}' are .*; expected"):
+        updates_of(network, bind(name, feedback=feedback), *batch(rng, network))
+
+
 def test_target_propagation_sends_the_difference_of_inverses_down(rng):
     network = dense_network(rng, depth=1, away=0.1)
     x, labels = batch(rng, network)

@@ -64,6 +64,8 @@ class Rule:
     solver : InverseSolver
     auxiliary : bool
         Whether the forward pass has to compute auxiliary units, as absolute targets need.
+    feedback : sequence of array or None, optional
+        What FA and DFA have bound, to be seen to fit the layers.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Rule:
     inverting_walk: Walk | None
     solver: InverseSolver
     auxiliary: bool = False
+    feedback: Sequence[Array | None] | None = None
 
     def __post_init__(self) -> None:
         if self.walk is None and (self.auxiliary or self.inverting_walk is None):
@@ -103,8 +106,8 @@ class Rule:
         Raises
         ------
         ValueError
-            If the error is not of the used units, or the forward pass has auxiliary units where the rule
-            takes none, or lacks them where it does.
+            If the error is not of the used units, the forward pass has auxiliary units where the rule
+            takes none, or lacks them where it does, or feedback weights do not fit the layers.
         """
         self._check(layers, records, error)
         error = error.astype(records[-1].y.dtype, copy=False)
@@ -134,6 +137,8 @@ class Rule:
                     f"the outputs of {layer.name} are {y.shape}, auxiliary units among them, which this "
                     "rule does not take; use network.forward(x)"
                 )
+        if self.feedback is not None:
+            _check_feedback(self.name, layers, self.feedback)
 
 
 def bind(
@@ -193,7 +198,8 @@ def bind(
     absolute = inverting_walk is not None and targets == "absolute"
     if inverting_walk is not None and not absolute:
         walk = None
-    return Rule(name, walk, inverting_walk, solver or InverseSolver(), auxiliary=absolute)
+    own = feedback if name in ("fa", "dfa") else None
+    return Rule(name, walk, inverting_walk, solver or InverseSolver(), absolute, own)
 
 
 def default_gamma(name: str, normalised: bool) -> float:
@@ -203,7 +209,7 @@ def default_gamma(name: str, normalised: bool) -> float:
 
 def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
     """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
-    own, shapes = network.feedback, _feedback_shapes(name, network)
+    own, shapes = network.feedback, _feedback_shapes(name, network.layers)
     if shapes is None or (own and [None if B is None else B.shape for B in own] == shapes):
         return own
     return draw_feedback(name, network, rng)
@@ -215,7 +221,7 @@ def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list
     Orthogonal, as the published feedback is. FA: B_l of the shape of W_l's used columns.
     DFA: B_l (u_L, u_l), u_l counting the used units of one output; None for the last layer.
     """
-    shapes, like = _feedback_shapes(name, network), network.layers[0].W
+    shapes, like = _feedback_shapes(name, network.layers), network.layers[0].W
     if shapes is None:
         return None
     xp = array_module(like)
@@ -225,11 +231,25 @@ def draw_feedback(name: str, network: Network, rng: np.random.Generator) -> list
     ]
 
 
-def _feedback_shapes(name: str, network: Network) -> list[tuple[int, int] | None] | None:
+def _feedback_shapes(name: str, layers: Sequence[Layer]) -> list[tuple[int, int] | None] | None:
     """Return the shape of each layer's feedback weights, or None if a rule needs none."""
-    layers = network.layers
     if name == "fa":
         return [None, *((len(layer.W), layer.used) for layer in layers[1:])]
     if name == "dfa":
-        return [*((network.n_classes, prod(layer.shape_out)) for layer in layers[:-1]), None]
+        return [*((layers[-1].used, prod(layer.shape_out)) for layer in layers[:-1]), None]
     return None
+
+
+def _check_feedback(name: str, layers: Sequence[Layer], feedback: Sequence[Array | None]) -> None:
+    """Raise a ValueError where feedback weights are not of the shapes that a rule needs.
+
+    Without some of them FA would be backpropagation in part; the first layer's FA does not use.
+    """
+    expected, own = _feedback_shapes(name, layers), [None if B is None else B.shape for B in feedback]
+    if name == "fa":
+        own[:1] = [None] * len(own[:1])
+    if own != expected:
+        raise ValueError(
+            f"feedback weights of {name!r} are {own}; expected {expected}, as "
+            "npgait.rules.draw_feedback makes them"
+        )
