@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -81,6 +82,7 @@ def cli() -> None:
     `npgait run` trains a small network on hand-written digits in four ways and compares them, in
     under a minute and without a download.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of harmless damage to EXIF, say
 
 
 for command in (run, resume, presets, data, compare, plot, report, check, bench, export, completion):

@@ -317,3 +317,15 @@ def test_ctrl_c_at_the_very_end_does_not_make_a_conversion_a_stopped_one(
     text = npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", status=status)
     assert ("stopped; the same command goes on" in text) == bool(status)
     assert (tmp_path / "x.val.h5").exists() == (not status)
+
+
+def test_harmless_damage_of_an_image_is_no_warning_to_whoever_reads_the_store(tmp_path):
+    exif = b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 40  # cannot be read
+    for name in "ab":
+        (tmp_path / "src" / name).mkdir(parents=True)
+        Image.new("RGB", (30, 30)).save(tmp_path / "src" / name / "x.jpg", exif=exif)
+    npgait("data", "prepare", "imagenet", tmp_path / "src", tmp_path / "x.h5", "--store", "original")
+    command = [sys.executable, "-m", "npgait", "data", "bench", tmp_path / "x.h5", "--seconds", "0.01"]
+    read = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert read.returncode == 0
+    assert "Warning" not in read.stderr
