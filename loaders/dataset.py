@@ -115,5 +115,5 @@ def missing(name: str, data_dir: Path | None, files: str, source: str, put: str)
         f"  fetch:  {files}\n"
         f"  from:   {source}\n"
         f"  put in: DIR/{put} (or DIR itself)\n"
-        f"  then:   run the command again with --data DIR"
+        f"  then:   run the command again with --data DIR (or with DIR as SRC of `npgait data prepare`)"
     )
