@@ -40,7 +40,8 @@ def loss_figures(groups: Sequence[Group]) -> dict[str, Any]:
     for split in ("train", "test"):
         figure = _per_epoch(groups, f"{split}_loss", f"{split} loss", 1)
         if figure is not None:
-            figure.axes[0].set_yscale("log")
+            if any((line.get_ydata() > 0).any() for line in figure.axes[0].lines):
+                figure.axes[0].set_yscale("log")  # a single class has a loss of exactly 0
             drawn[f"{split}-loss"] = figure
     return drawn
 

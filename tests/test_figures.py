@@ -1,0 +1,46 @@
+"""Figures of runs that are few, many, alike or odd: what is drawn can be read and is in its place."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from npgait.comparison import Group, Trained
+from npgait.config import make_experiment
+from npgait.figures import as_svg, four_figures, loss_figures
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """Whatever matplotlib warns of would stand between the lines of a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def trained(name="bp", *, losses=(2.0, 1.0), angles=(0.0, 10.0, 0.0), layers=None, seed=0):
+    """An experiment of so many epochs, measured once in each."""
+    layers = layers or [f"hidden{l}" for l in range(1, len(angles))] + ["output"]
+    rows = []
+    for epoch, loss in enumerate(losses, 1):
+        measured = [{"layer": l, "angle": a} for l, a in zip(layers, angles, strict=True)]
+        rows.append({"kind": "layers", "epoch": epoch, "step": 10 * epoch, "layers": measured})
+        row = {"train_loss": loss, "train_top1": 0.5 / loss if loss else 1.0, "seconds": 1.0}
+        rows.append({"kind": "epoch", "epoch": epoch, "step": 10 * epoch, **row})
+    experiment = make_experiment({"name": "e", "rule": "bp", "seed": seed}, "here")
+    return Group(name, [Trained(Path("run"), experiment, rows, {})])
+
+
+def drawn(*groups):
+    """All figures, each drawn to the end."""
+    figures = four_figures(groups) | loss_figures(groups)
+    for figure in figures.values():
+        as_svg(figure)
+    return figures
+
+
+def test_a_loss_of_exactly_zero_is_drawn_and_needs_no_warning():
+    assert drawn(trained(losses=(0.0, 0.0)))["train-loss"].axes[0].get_yscale() == "linear"
+    assert drawn(trained(losses=(1.0, 0.0)))["train-loss"].axes[0].get_yscale() == "log"
