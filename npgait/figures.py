@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,12 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
     if not angles:
         return None
     figure, axes = _new_figure()
-    names = max((list(layers) for layers in angles.values()), key=len)
+    below = [list(layers)[:-1] for layers in angles.values()]  # networks may differ in depth
+    names = list(dict.fromkeys([*chain(*below), *(list(layers)[-1] for layers in angles.values())]))
     numbers = {group.label: number for number, group in enumerate(groups)}
     width = 0.6 / max(len(angles) - 1, 1)
     for place, (label, layers) in enumerate(angles.items()):
-        kept = [(l, values) for l, values in enumerate(layers.values()) if values]
+        kept = [(names.index(name), values) for name, values in layers.items() if values]
         low, middle, high = np.array([np.percentile(v, (25, 50, 75)) for _, v in kept]).T
         x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
         bars = (middle - low, high - middle)

@@ -44,3 +44,11 @@ def drawn(*groups):
 def test_a_loss_of_exactly_zero_is_drawn_and_needs_no_warning():
     assert drawn(trained(losses=(0.0, 0.0)))["train-loss"].axes[0].get_yscale() == "linear"
     assert drawn(trained(losses=(1.0, 0.0)))["train-loss"].axes[0].get_yscale() == "log"
+
+
+def test_the_angle_of_a_layer_stands_above_its_name_however_deep_the_other_networks_are():
+    shallow, deep = trained("shallow", angles=(20.0, 0.0)), trained("deep", angles=(30.0, 40.0, 0.0))
+    axes = drawn(shallow, deep)["angle-by-layer"].axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["hidden1", "hidden2", "output"]
+    found = {c.get_label(): [round(x) for x in c.lines[0].get_xdata()] for c in axes.containers}
+    assert found == {"shallow": [0, 2], "deep": [0, 1, 2]}
