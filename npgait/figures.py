@@ -7,6 +7,7 @@ imported here only when something is drawn.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,9 @@ from npgait.files import replacing
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LINES, MARKERS = ("-", "--", ":", "-."), "os^D"  # after all colours have had one
+INSIDE = (4, 26)  # names, and letters of one, that a legend in the axes has room for
+LINE = 55  # letters of a name that fit side by side below them
 
 
 def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
@@ -116,19 +120,22 @@ def _lines(
     if not any(any(member) for _, members in found for member in members):
         return None
     figure, axes = _new_figure()
+    shown = {}
     for number, (group, members) in enumerate(found):
         members = [member for member in members if member]
         x = sorted(set.intersection(*map(set, members))) if members else []
         if not x:
             continue
         y = np.array([[member[at] for at in x] for member in members])
-        style = "o" if len(x) == 1 else "-"
-        axes.plot(x, y.mean(axis=0), style, color=_colour(number), label=group.label)
+        style = (MARKERS if len(x) == 1 else LINES)[number // len(COLOURS) % len(LINES)]
+        (shown[group.label],) = axes.plot(
+            x, y.mean(axis=0), style, color=_colour(number), label=group.label
+        )
         if len(members) > 1:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
-    axes.legend(frameon=False, fontsize="small")
+    _add_legend(axes, shown)
     return figure
 
 
@@ -143,15 +150,20 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
     names = list(dict.fromkeys([*chain(*below), *(list(layers)[-1] for layers in angles.values())]))
     numbers = {group.label: number for number, group in enumerate(groups)}
     width = 0.6 / max(len(angles) - 1, 1)
+    shown = {}
     for place, (label, layers) in enumerate(angles.items()):
         kept = [(names.index(name), values) for name, values in layers.items() if values]
         low, middle, high = np.array([np.percentile(v, (25, 50, 75)) for _, v in kept]).T
         x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
         bars = (middle - low, high - middle)
-        axes.errorbar(x, middle, bars, fmt="o", capsize=3, color=_colour(numbers[label]), label=label)
+        number = numbers[label]
+        style = MARKERS[number // len(COLOURS) % len(MARKERS)]
+        shown[label] = axes.errorbar(
+            x, middle, bars, fmt=style, capsize=3, color=_colour(number), label=label
+        )
     axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)", ylim=(-2, None))
     axes.set_xticklabels(names, rotation=30, ha="right")
-    axes.legend(frameon=False, fontsize="small")
+    _add_legend(axes, shown)
     return figure
 
 
@@ -176,6 +188,26 @@ def _new_figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
+
+
+def _add_legend(axes: Any, shown: Mapping[str, Any]) -> None:
+    """Add a legend of what is drawn, by label: in the axes if it is small, else below them.
+
+    matplotlib leaves out a label that begins with "_", and reads formulas between "$"; names hold both.
+    """
+    labels = [textwrap.fill(label, LINE) for label in shown]
+    many, long = INSIDE
+    options = {"frameon": False, "fontsize": "small"}
+    numbers = [str(number) for number in range(len(labels))]  # in the labels' place for a moment
+    if len(labels) <= many and max(map(len, shown)) <= long:
+        legend = axes.legend(list(shown.values()), numbers, **options)
+    else:
+        figure = axes.figure
+        figure.set_figheight(figure.get_figheight() + 0.18 * sum(l.count("\n") + 1 for l in labels))
+        legend = figure.legend(list(shown.values()), numbers, loc="outside lower center", **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _colour(number: int) -> str:

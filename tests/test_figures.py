@@ -52,3 +52,24 @@ def test_the_angle_of_a_layer_stands_above_its_name_however_deep_the_other_netwo
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["hidden1", "hidden2", "output"]
     found = {c.get_label(): [round(x) for x in c.lines[0].get_xdata()] for c in axes.containers}
     assert found == {"shallow": [0, 2], "deep": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("name", ["_hidden", "bp ($x^2$)", "bp ($\\frac$)", "x" * 100])
+def test_a_name_stands_in_the_legend_as_it_is(name):
+    for figure in drawn(trained(name)).values():
+        legend = (figure.legends or [figure.axes[0].get_legend()])[0]
+        assert [text.get_text().replace("\n", "") for text in legend.get_texts()] == [name]
+
+
+def test_a_legend_of_many_names_covers_no_line():
+    groups = [trained(f"experiment-with-a-long-name-{number}") for number in range(12)]
+    for figure in drawn(*groups).values():
+        (legend,), (axes,) = figure.legends, figure.axes
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert axes.get_window_extent().height > 0.5 * figure.dpi
+
+
+def test_no_two_lines_look_alike():
+    figure = drawn(*(trained(str(number)) for number in range(14)))["train-accuracy"]
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 14
