@@ -96,7 +96,7 @@ def _angle_by_step(groups: Sequence[Group]) -> Any:
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:
-        figure.axes[0].set(ylim=(-2, None))
+        _from_zero(figure.axes[0])
     return figure
 
 
@@ -128,13 +128,14 @@ def _lines(
             continue
         y = np.array([[member[at] for at in x] for member in members])
         style = (MARKERS if len(x) == 1 else LINES)[number // len(COLOURS) % len(LINES)]
-        (shown[group.label],) = axes.plot(
-            x, y.mean(axis=0), style, color=_colour(number), label=group.label
-        )
-        if len(members) > 1:
-            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(number), alpha=0.2, lw=0)
+        middle, low, high = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
+        (shown[group.label],) = axes.plot(x, middle, style, color=_colour(number), label=group.label)
+        if len(members) > 1 and len(x) == 1:  # a band as wide as a point is none
+            axes.errorbar(x, middle, (middle - low, high - middle), ecolor=_colour(number), capsize=3)
+        elif len(members) > 1:
+            axes.fill_between(x, low, high, color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # half an epoch is none
     _add_legend(axes, shown)
     return figure
 
@@ -161,7 +162,8 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
         shown[label] = axes.errorbar(
             x, middle, bars, fmt=style, capsize=3, color=_colour(number), label=label
         )
-    axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)", ylim=(-2, None))
+    axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)")
+    _from_zero(axes)
     axes.set_xticklabels(names, rotation=30, ha="right")
     _add_legend(axes, shown)
     return figure
@@ -188,6 +190,12 @@ def _new_figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
+
+
+def _from_zero(axes: Any) -> None:
+    """Let the axis of angles begin just below 0 and reach 1 degree at least: less is rounding."""
+    high = max(axes.get_ylim()[1], 1)
+    axes.set_ylim(-0.03 * high, high)
 
 
 def _add_legend(axes: Any, shown: Mapping[str, Any]) -> None:

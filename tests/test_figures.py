@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from npgait.comparison import Group, Trained
@@ -73,3 +74,25 @@ def test_no_two_lines_look_alike():
     figure = drawn(*(trained(str(number)) for number in range(14)))["train-accuracy"]
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(looks) == 14
+
+
+def test_one_epoch_has_one_tick_and_the_spread_of_its_seeds():
+    members = [m for seed in (0, 1) for m in trained(losses=(1.0 + seed,), seed=seed).members]
+    figures = drawn(Group("bp", members))
+    for name in ("train-accuracy", "train-loss", "angle"):
+        axes = figures[name].axes[0]
+        assert all(tick == int(tick) for tick in axes.get_xticks())
+        assert (
+            len([tick for tick in axes.get_xticks() if axes.get_xlim()[0] < tick < axes.get_xlim()[1]])
+            == 1
+        )
+    (bar,) = figures["train-accuracy"].axes[0].containers[0].lines[2]
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], [25, 50])
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (1e-5, 0.5, 0.0), (80.0, 100.0, 0.0)])
+def test_angles_have_an_axis_from_zero(angles):
+    figures = drawn(trained(angles=angles))
+    for name in ("angle", "angle-by-layer"):
+        low, high = figures[name].axes[0].get_ylim()
+        assert -0.1 * high < low < 0 and max(np.mean(angles[:2]), 1) <= high
