@@ -271,6 +271,17 @@ def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_an_epoch_that_cannot_be_told_is_saved(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [*RUN, "run", "--out", tmp_path / "r", *LONG]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1 and "No space left" in run.stderr
+    rows = (tmp_path / "r" / "gait" / "metrics.jsonl").read_text()
+    assert rows.count('"kind": "epoch"') == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
     folder = tmp_path / "r"
