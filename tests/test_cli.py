@@ -241,7 +241,7 @@ LONG = ["-e", "gait", "--set", "epochs=12", "--set", "depth=3", "--no-plots", "-
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)])
 def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     subprocess.run([*RUN, "run", "-q", "--out", straight, *LONG], check=True, capture_output=True)
@@ -269,6 +269,41 @@ def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
         for folder in (straight, stopped)
     ]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals as on POSIX")
+def test_a_run_whose_terminal_goes_is_saved(tmp_path):
+    ours, theirs = os.openpty()
+    takes_it = "import fcntl, termios, runpy; fcntl.ioctl(2, termios.TIOCSCTTY, 0)"
+    module = f"{takes_it}; runpy.run_module('npgait', run_name='__main__')"
+    command = [sys.executable, "-c", module, "run", "--out", tmp_path / "r", *LONG]
+    process = subprocess.Popen(
+        [*command, "--set", "batch_size=1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.read(ours, 100)  # the first batch is done
+    os.close(ours)
+    process.wait(timeout=60)
+    with h5py.File(tmp_path / "r" / "gait" / "checkpoint.h5") as file:
+        progress = json.loads(file["meta"][:].tobytes())["progress"]
+    assert progress["epoch"] == 0 < progress["batch"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_run_under_nohup_goes_on(tmp_path):
+    process = subprocess.Popen(
+        ["nohup", *RUN, "run", "--out", tmp_path / "r", *LONG, "--set", "epochs=2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "epoch 1/" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "epoch 2/" in out
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
