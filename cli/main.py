@@ -23,6 +23,7 @@ from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
 from npgait.export import ExportError
+from npgait.figures import FiguresError
 from npgait.kernels.loops import SwitchError
 from npgait.loaders import DataError
 from npgait.loaders.store.workers import WorkerError
@@ -37,7 +38,7 @@ MISTAKES = (
     RunFolderError,
     SwitchError,
 )
-FAILURES = (*DIVERGED, WorkerError, MemoryError)
+FAILURES = (*DIVERGED, FiguresError, WorkerError, MemoryError)
 
 
 class BadUsage(click.ClickException):
@@ -67,7 +68,7 @@ class ReportingGroup(click.Group):
             where = error.filename or "standard output, or a file"
             raise FailedRun(f"{where}: {error.strerror or error}") from error
         except FAILURES as error:
-            raise FailedRun(str(error) or type(error).__name__) from error
+            raise FailedRun(str(error) or "there is too little memory") from error
 
 
 @click.group(

@@ -25,10 +25,19 @@ INSIDE = (4, 26)  # names, and letters of one, that a legend in the axes has roo
 LINE = 55  # letters of a name that fit side by side below them
 
 
+class FiguresError(RuntimeError):
+    """Figures cannot be drawn on this machine; the message is one line."""
+
+
 def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
     """Return matplotlib figures by name: train-accuracy, test-accuracy, angle, angle-by-layer.
 
     A figure without any data is left out.
+
+    Raises
+    ------
+    FiguresError
+        If matplotlib cannot be imported.
     """
     drawn = {
         "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)", 100),
@@ -58,6 +67,8 @@ def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
     ------
     RunFolderError, ConfigError
         See `comparison.read_run`.
+    FiguresError
+        If matplotlib cannot be imported.
     """
     groups = group_repetitions(read_run(run))
     return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
@@ -181,8 +192,11 @@ def _by_layer(group: Group) -> dict[str, list[float]]:
 
 def _new_figure() -> tuple[Any, Any]:
     """Return a figure and its axes; made without pyplot, so no window, no state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FiguresError(f"no figures: matplotlib cannot be imported ({error})") from error
 
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
@@ -208,6 +209,27 @@ def test_a_damaged_checkpoint_is_a_clear_message(finished, tmp_path):
     result = call("resume", folder)
     assert result.exit_code == 2
     assert "checkpoint.h5" in result.output
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [(ImportError("no module"), "matplotlib"), (MemoryError(), "memory")]
+)
+def test_what_cannot_be_drawn_is_one_line_after_the_table(missing, words, tmp_path, monkeypatch):
+    def failing(name, *rest, real=builtins.__import__):
+        if name.startswith("matplotlib"):
+            raise missing
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", failing)
+    folder = tmp_path / "r"
+    run = call("run", "-q", "-e", "bp", "--set", "epochs=1", "--out", folder)
+    assert run.exit_code == 1
+    assert "run folder: " in run.output and "test top-1" in run.output
+    assert run.output.splitlines()[-1].startswith("Error: ") and words in run.output
+    for command in (["plot", folder], ["compare", folder], ["report", folder]):
+        monkeypatch.chdir(tmp_path)
+        result = call(*command)
+        assert result.exit_code == 1 and words in result.output.splitlines()[-1]
 
 
 def every_command(command=cli, path=()):
