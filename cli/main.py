@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -56,19 +58,31 @@ class FailedRun(click.ClickException):
 class ReportingGroup(click.Group):
     """A group whose commands report the user's mistakes and a run's failures without a traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; --help is written here already."""
+        with reporting():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; status 2 for bad usage, 1 for a failed run."""
-        try:
+        """Run the command."""
+        with reporting():
             return super().invoke(ctx)
-        except MISTAKES as error:
-            raise BadUsage(str(error)) from error
-        except BrokenPipeError:
-            raise  # click ends quietly where nobody reads on
-        except OSError as error:
-            where = error.filename or "standard output, or a file"
-            raise FailedRun(f"{where}: {error.strerror or error}") from error
-        except FAILURES as error:
-            raise FailedRun(str(error) or "there is too little memory") from error
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Report mistakes and failures without a traceback: status 2 for bad usage, 1 for a failed run."""
+    try:
+        yield
+    except MISTAKES as error:
+        raise BadUsage(str(error)) from error
+    except BrokenPipeError:
+        raise  # click ends quietly where nobody reads on
+    except OSError as error:
+        where = error.filename or "standard output, or a file"
+        raise FailedRun(f"{where}: {error.strerror or error}") from error
+    except FAILURES as error:
+        raise FailedRun(str(error) or "there is too little memory") from error
 
 
 @click.group(

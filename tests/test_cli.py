@@ -339,6 +339,17 @@ def test_an_epoch_that_cannot_be_told_is_saved(tmp_path):
     assert rows.count('"kind": "epoch"') == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["run", "--help"], ["presets"]], ids=" ".join
+)
+def test_words_that_cannot_be_written_are_one_line(words):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*RUN, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "Error: standard output, or a file: No space left on device\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
     folder = tmp_path / "r"
