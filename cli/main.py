@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ for command in (run, resume, presets, data, compare, plot, report, check, bench,
 def main() -> None:
     """Entry point of the command `npgait`."""
     _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # not every encoding has every letter of a name
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     cli(prog_name="npgait")
 
 

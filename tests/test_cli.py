@@ -350,6 +350,17 @@ def test_words_that_cannot_be_written_are_one_line(words):
     assert run.stderr == "Error: standard output, or a file: No space left on device\n"
 
 
+def test_a_name_that_the_output_has_no_letters_for_is_no_traceback(tmp_path):
+    (tmp_path / "own.toml").write_text('[[experiment]]\nname = "日本"\n', encoding="utf-8")
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    environment["LC_ALL"] = "C.UTF-8"
+    command = [*RUN, "run", tmp_path / "own.toml", "-q", "--no-plots", "--set", "epochs=1"]
+    command += ["--set", "rule=bp", "--out", tmp_path / "r"]
+    run = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert b"\n??  " in run.stdout
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
     folder = tmp_path / "r"
