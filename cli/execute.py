@@ -97,14 +97,15 @@ def execute(
             if stop():
                 break
     rows = {e.name: read_metrics(folder / e.name) for e in experiments}
-    if plots and any(rows.values()) and _outdated(folder, experiments):
-        draw_run(folder, folder / PLOTS)
     click.echo(summary(rows))
     if failed:
         click.echo(f"failed: {', '.join(failed)}")
     click.echo(f"run folder: {folder}")
     if stop():
         click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
+    if plots and any(rows.values()) and _outdated(folder, experiments):
+        draw_run(folder, folder / PLOTS)  # last, since all else is known where this fails
+    if stop():
         sys.exit(128 + (stop.signal or 0))
     if failed:
         sys.exit(1)

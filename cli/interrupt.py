@@ -1,13 +1,15 @@
-"""Ctrl-C and SIGTERM: finish the batch, save, stop."""
+"""Ctrl-C, SIGTERM and the end of a terminal: finish the batch, save, stop."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
+
+HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
 
 
 class StopRequest:
@@ -22,18 +24,24 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; give up at once on the second."""
-        if self.signal is not None:
+        """Note the first signal; give up at once on the second.
+
+        A terminal that goes may say so twice, by shell and system, and takes no message any more.
+        """
+        if self.signal is not None and number != HANGUP:
             raise KeyboardInterrupt
-        self.signal = number
-        click.echo(f"\n{self.message} (once more to stop at once) ...", err=True)
+        self.signal = self.signal or number
+        with suppress(OSError):
+            click.echo(f"\n{self.message} (once more to stop at once) ...", err=True)
 
 
 @contextmanager
 def stop_on_signals(message: str = "stopping after this batch") -> Iterator[StopRequest]:
-    """Give a `StopRequest` that SIGINT and SIGTERM make true while the block runs."""
+    """Give a `StopRequest` that SIGINT, SIGTERM and SIGHUP make true while the block runs."""
     request = StopRequest(message)
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # as nohup leaves it
+        numbers.append(HANGUP)
     before = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -24,6 +27,7 @@ from npgait.cli.resume import resume
 from npgait.cli.run import run
 from npgait.config import ConfigError
 from npgait.export import ExportError
+from npgait.figures import FiguresError
 from npgait.kernels.loops import SwitchError
 from npgait.loaders import DataError
 from npgait.loaders.store.workers import WorkerError
@@ -38,7 +42,7 @@ MISTAKES = (
     RunFolderError,
     SwitchError,
 )
-FAILURES = (*DIVERGED, WorkerError, MemoryError)
+FAILURES = (*DIVERGED, FiguresError, WorkerError, MemoryError)
 
 
 class BadUsage(click.ClickException):
@@ -56,19 +60,31 @@ class FailedRun(click.ClickException):
 class ReportingGroup(click.Group):
     """A group whose commands report the user's mistakes and a run's failures without a traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; --help is written here already."""
+        with reporting():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; status 2 for bad usage, 1 for a failed run."""
-        try:
+        """Run the command."""
+        with reporting():
             return super().invoke(ctx)
-        except MISTAKES as error:
-            raise BadUsage(str(error)) from error
-        except BrokenPipeError:
-            raise  # click ends quietly where nobody reads on
-        except OSError as error:
-            where = error.filename or "standard output, or a file"
-            raise FailedRun(f"{where}: {error.strerror or error}") from error
-        except FAILURES as error:
-            raise FailedRun(str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Report mistakes and failures without a traceback: status 2 for bad usage, 1 for a failed run."""
+    try:
+        yield
+    except MISTAKES as error:
+        raise BadUsage(str(error)) from error
+    except BrokenPipeError:
+        raise  # click ends quietly where nobody reads on
+    except OSError as error:
+        where = error.filename or "standard output, or a file"
+        raise FailedRun(f"{where}: {error.strerror or error}") from error
+    except FAILURES as error:
+        raise FailedRun(str(error) or "there is too little memory") from error
 
 
 @click.group(
@@ -92,6 +108,9 @@ for command in (run, resume, presets, data, compare, plot, report, check, bench,
 def main() -> None:
     """Entry point of the command `npgait`."""
     _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # not every encoding has every letter of a name
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     cli(prog_name="npgait")
 
 

@@ -7,7 +7,9 @@ imported here only when something is drawn.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,24 @@ from npgait.files import replacing
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LINES, MARKERS = ("-", "--", ":", "-."), "os^D"  # after all colours have had one
+INSIDE = (4, 26)  # names, and letters of one, that a legend in the axes has room for
+LINE = 55  # letters of a name that fit side by side below them
+
+
+class FiguresError(RuntimeError):
+    """Figures cannot be drawn on this machine; the message is one line."""
 
 
 def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
     """Return matplotlib figures by name: train-accuracy, test-accuracy, angle, angle-by-layer.
 
     A figure without any data is left out.
+
+    Raises
+    ------
+    FiguresError
+        If matplotlib cannot be imported.
     """
     drawn = {
         "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)", 100),
@@ -40,7 +54,8 @@ def loss_figures(groups: Sequence[Group]) -> dict[str, Any]:
     for split in ("train", "test"):
         figure = _per_epoch(groups, f"{split}_loss", f"{split} loss", 1)
         if figure is not None:
-            figure.axes[0].set_yscale("log")
+            if any((line.get_ydata() > 0).any() for line in figure.axes[0].lines):
+                figure.axes[0].set_yscale("log")  # a single class has a loss of exactly 0
             drawn[f"{split}-loss"] = figure
     return drawn
 
@@ -52,6 +67,8 @@ def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
     ------
     RunFolderError, ConfigError
         See `comparison.read_run`.
+    FiguresError
+        If matplotlib cannot be imported.
     """
     groups = group_repetitions(read_run(run))
     return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
@@ -90,7 +107,7 @@ def _angle_by_step(groups: Sequence[Group]) -> Any:
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:
-        figure.axes[0].set(ylim=(-2, None))
+        _from_zero(figure.axes[0])
     return figure
 
 
@@ -114,19 +131,23 @@ def _lines(
     if not any(any(member) for _, members in found for member in members):
         return None
     figure, axes = _new_figure()
+    shown = {}
     for number, (group, members) in enumerate(found):
         members = [member for member in members if member]
         x = sorted(set.intersection(*map(set, members))) if members else []
         if not x:
             continue
         y = np.array([[member[at] for at in x] for member in members])
-        style = "o" if len(x) == 1 else "-"
-        axes.plot(x, y.mean(axis=0), style, color=_colour(number), label=group.label)
-        if len(members) > 1:
-            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(number), alpha=0.2, lw=0)
+        style = (MARKERS if len(x) == 1 else LINES)[number // len(COLOURS) % len(LINES)]
+        middle, low, high = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
+        (shown[group.label],) = axes.plot(x, middle, style, color=_colour(number), label=group.label)
+        if len(members) > 1 and len(x) == 1:  # a band as wide as a point is none
+            axes.errorbar(x, middle, (middle - low, high - middle), ecolor=_colour(number), capsize=3)
+        elif len(members) > 1:
+            axes.fill_between(x, low, high, color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
-    axes.legend(frameon=False, fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # half an epoch is none
+    _add_legend(axes, shown)
     return figure
 
 
@@ -137,18 +158,25 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
     if not angles:
         return None
     figure, axes = _new_figure()
-    names = max((list(layers) for layers in angles.values()), key=len)
+    below = [list(layers)[:-1] for layers in angles.values()]  # networks may differ in depth
+    names = list(dict.fromkeys([*chain(*below), *(list(layers)[-1] for layers in angles.values())]))
     numbers = {group.label: number for number, group in enumerate(groups)}
     width = 0.6 / max(len(angles) - 1, 1)
+    shown = {}
     for place, (label, layers) in enumerate(angles.items()):
-        kept = [(l, values) for l, values in enumerate(layers.values()) if values]
+        kept = [(names.index(name), values) for name, values in layers.items() if values]
         low, middle, high = np.array([np.percentile(v, (25, 50, 75)) for _, v in kept]).T
         x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
         bars = (middle - low, high - middle)
-        axes.errorbar(x, middle, bars, fmt="o", capsize=3, color=_colour(numbers[label]), label=label)
-    axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)", ylim=(-2, None))
+        number = numbers[label]
+        style = MARKERS[number // len(COLOURS) % len(MARKERS)]
+        shown[label] = axes.errorbar(
+            x, middle, bars, fmt=style, capsize=3, color=_colour(number), label=label
+        )
+    axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)")
+    _from_zero(axes)
     axes.set_xticklabels(names, rotation=30, ha="right")
-    axes.legend(frameon=False, fontsize="small")
+    _add_legend(axes, shown)
     return figure
 
 
@@ -164,8 +192,11 @@ def _by_layer(group: Group) -> dict[str, list[float]]:
 
 def _new_figure() -> tuple[Any, Any]:
     """Return a figure and its axes; made without pyplot, so no window, no state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FiguresError(f"no figures: matplotlib cannot be imported ({error})") from error
 
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -173,6 +204,32 @@ def _new_figure() -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
+
+
+def _from_zero(axes: Any) -> None:
+    """Let the axis of angles begin just below 0 and reach 1 degree at least: less is rounding."""
+    high = max(axes.get_ylim()[1], 1)
+    axes.set_ylim(-0.03 * high, high)
+
+
+def _add_legend(axes: Any, shown: Mapping[str, Any]) -> None:
+    """Add a legend of what is drawn, by label: in the axes if it is small, else below them.
+
+    matplotlib leaves out a label that begins with "_", and reads formulas between "$"; names hold both.
+    """
+    labels = [textwrap.fill(label, LINE) for label in shown]
+    many, long = INSIDE
+    options = {"frameon": False, "fontsize": "small"}
+    numbers = [str(number) for number in range(len(labels))]  # in the labels' place for a moment
+    if len(labels) <= many and max(map(len, shown)) <= long:
+        legend = axes.legend(list(shown.values()), numbers, **options)
+    else:
+        figure = axes.figure
+        figure.set_figheight(figure.get_figheight() + 0.18 * sum(l.count("\n") + 1 for l in labels))
+        legend = figure.legend(list(shown.values()), numbers, loc="outside lower center", **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _colour(number: int) -> str:

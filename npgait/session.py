@@ -285,13 +285,13 @@ def run_session(
             session.rows.append({"kind": "layers", **event.row()})
         elif isinstance(event, EpochDone):
             session.rows.append({"kind": "epoch", **event.row})
-        yield event
-        stopping = stop()
+        batch_done = isinstance(event, StepDone)
+        stopping = not isinstance(event, Measured) and stop()
         overdue = time.monotonic() - saved > 60 * e.checkpoint_minutes
-        complete = isinstance(event, EpochDone)
-        if complete or (isinstance(event, StepDone) and (stopping or overdue)):
+        if isinstance(event, EpochDone) or (batch_done and (stopping or overdue)):
             save_session(folder / CHECKPOINT, session, data_digest)
             write_metrics(folder, session.rows)
             saved = time.monotonic()
-            if stopping:
-                return
+        yield event  # only now: who listens may fail, on a closed pipe or a terminal that is gone
+        if stopping:
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
@@ -210,6 +211,27 @@ def test_a_damaged_checkpoint_is_a_clear_message(finished, tmp_path):
     assert "checkpoint.h5" in result.output
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"), [(ImportError("no module"), "matplotlib"), (MemoryError(), "memory")]
+)
+def test_what_cannot_be_drawn_is_one_line_after_the_table(missing, words, tmp_path, monkeypatch):
+    def failing(name, *rest, real=builtins.__import__):
+        if name.startswith("matplotlib"):
+            raise missing
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", failing)
+    folder = tmp_path / "r"
+    run = call("run", "-q", "-e", "bp", "--set", "epochs=1", "--out", folder)
+    assert run.exit_code == 1
+    assert "run folder: " in run.output and "test top-1" in run.output
+    assert run.output.splitlines()[-1].startswith("Error: ") and words in run.output
+    for command in (["plot", folder], ["compare", folder], ["report", folder]):
+        monkeypatch.chdir(tmp_path)
+        result = call(*command)
+        assert result.exit_code == 1 and words in result.output.splitlines()[-1]
+
+
 def every_command(command=cli, path=()):
     yield list(path)
     for name, below in getattr(command, "commands", {}).items():
@@ -241,7 +263,7 @@ LONG = ["-e", "gait", "--set", "epochs=12", "--set", "depth=3", "--no-plots", "-
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)])
 def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     subprocess.run([*RUN, "run", "-q", "--out", straight, *LONG], check=True, capture_output=True)
@@ -269,6 +291,74 @@ def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
         for folder in (straight, stopped)
     ]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals as on POSIX")
+def test_a_run_whose_terminal_goes_is_saved(tmp_path):
+    ours, theirs = os.openpty()
+    takes_it = "import fcntl, termios, runpy; fcntl.ioctl(2, termios.TIOCSCTTY, 0)"
+    module = f"{takes_it}; runpy.run_module('npgait', run_name='__main__')"
+    command = [sys.executable, "-c", module, "run", "--out", tmp_path / "r", *LONG]
+    process = subprocess.Popen(
+        [*command, "--set", "batch_size=1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.read(ours, 100)  # the first batch is done
+    os.close(ours)
+    process.wait(timeout=60)
+    with h5py.File(tmp_path / "r" / "gait" / "checkpoint.h5") as file:
+        progress = json.loads(file["meta"][:].tobytes())["progress"]
+    assert progress["epoch"] == 0 < progress["batch"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_run_under_nohup_goes_on(tmp_path):
+    process = subprocess.Popen(
+        ["nohup", *RUN, "run", "--out", tmp_path / "r", *LONG, "--set", "epochs=2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "epoch 1/" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "epoch 2/" in out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_an_epoch_that_cannot_be_told_is_saved(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [*RUN, "run", "--out", tmp_path / "r", *LONG]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1 and "No space left" in run.stderr
+    rows = (tmp_path / "r" / "gait" / "metrics.jsonl").read_text()
+    assert rows.count('"kind": "epoch"') == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["run", "--help"], ["presets"]], ids=" ".join
+)
+def test_words_that_cannot_be_written_are_one_line(words):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*RUN, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "Error: standard output, or a file: No space left on device\n"
+
+
+def test_a_name_that_the_output_has_no_letters_for_is_no_traceback(tmp_path):
+    (tmp_path / "own.toml").write_text('[[experiment]]\nname = "日本"\n', encoding="utf-8")
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    environment["LC_ALL"] = "C.UTF-8"
+    command = [*RUN, "run", tmp_path / "own.toml", "-q", "--no-plots", "--set", "epochs=1"]
+    command += ["--set", "rule=bp", "--out", tmp_path / "r"]
+    run = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert b"\n??  " in run.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,15 @@ def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
         with pytest.raises(OSError, match="is no plain file"):
             write_text(tmp_path / name, "new")
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path, monkeypatch):
+    def refused(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "write_text", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_text(tmp_path / "report.html", "text")
+    assert caught.value.filename == str(tmp_path / "report.html")
