@@ -37,8 +37,8 @@ CUBLAS = "tests/test_cublas.py"
 CONV = "tests/test_conv.py tests/test_golden_conv.py"
 DEFECTS = [
     Defect("f': slope on the wrong side", "npgait/activations.py",
-           "f_prime = (a >= 0).astype(a.dtype)",
-           "f_prime = (a < 0).astype(a.dtype)", "tests/test_activations.py"),
+           "f_prime = (a >= 0).astype(real)",
+           "f_prime = (a < 0).astype(real)", "tests/test_activations.py"),
     Defect("f^-1: multiplied instead of divided", "npgait/activations.py",
            "return array_module(y).where(y >= 0, y, y / self.slope)",
            "return array_module(y).where(y >= 0, y, y * self.slope)", "tests/test_activations.py"),
@@ -350,7 +350,7 @@ DEFECTS = [
     Defect("replay: what a failed trial changed left as it is", "npgait/replay.py",
            "        if after:", "        if False:", "tests/test_replay.py"),
     Defect("f': the kink on the lower side", "npgait/activations.py",
-           "f_prime = (a >= 0).astype(a.dtype)", "f_prime = (a > 0).astype(a.dtype)",
+           "f_prime = (a >= 0).astype(real)", "f_prime = (a > 0).astype(real)",
            "tests/test_activations.py"),
     Defect("loops: the kink on the lower side", "npgait/kernels/equations.h",
            "return y >= 0 ? v : v / slope;", "return y > 0 ? v : v / slope;", LOOPS),
