@@ -149,7 +149,7 @@ DEFECTS = [
            "parts += [(A, G, first, first), (A, G, second, first)]", "parts += [(A, G, first, first)]",
            BLAS),
     Defect("normal equations: trusted unseen", "npgait/inverse.py",
-           "return z if relative_residual(z, d, W) <= 10 * tolerance else None", "return z",
+           "return z if relative_residual(z, d, W) <= TRUSTED * tolerance else None", "return z",
            "tests/test_inverse.py"),
     Defect("LU: W not transposed", "npgait/inverse.py",
            "xp.linalg.solve(W.T, padded.T).T",

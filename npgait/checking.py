@@ -15,10 +15,10 @@ from npgait.metrics import angle
 from npgait.network import Layer, Network, Record
 from npgait.orthogonality import gram, residual, scale_of, spectral_norm
 from npgait.rules import INVERTING, bind, bp
+from npgait.series import TRUSTED
 from npgait.session import Session
 
 LEFT = {"float32": 1e-4, "float64": 1e-10}  # most that LU of a usable W leaves of d: ||z W - d|| / ||d||
-TRUSTED = 10  # the solver trusts a series that leaves up to so many times its tolerance
 DERIVATIVE = 1e-3  # most that the numerical derivative may be off: it crosses a few kinks
 ORTHOGONAL = 1e-3  # distance up to which W is orthogonal, and GAIT-prop has to be BP ...
 SAME = 1.0  # ... to so many degrees

@@ -17,8 +17,8 @@ import numpy as np
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
-from npgait.inverse import InverseSolver
-from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
+from npgait.inverse import InverseSolver, check_inverse
+from npgait.layers.dense import check_implicit, refuse_implicit, with_auxiliary
 from npgait.layers.patch_products import (
     multiplied_in_loops,
     multiplier,
