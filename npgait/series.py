@@ -134,7 +134,7 @@ def _left(d: Array, z: Array, W: Array) -> Array:
 
 
 def least_norm(dtype: np.dtype) -> float:
-    """Return the least norm of an array whose squares, which it is the root of, do not underflow."""
+    """Return the norm from which on the sum of squares below the root loses no digits to underflow."""
     limits = np.finfo(dtype)
     return float(limits.tiny) ** 0.5 / float(limits.eps)
 
