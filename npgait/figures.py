@@ -9,18 +9,23 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npgait.comparison import Group, Trained, group_repetitions, read_run
 from npgait.files import replacing
+from npgait.run_folder import hidden_angles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
+def four_figures(groups: Sequence[Group]) -> dict[str, Figure]:
     """Return matplotlib figures by name: train-accuracy, test-accuracy, angle, angle-by-layer.
 
     A figure without any data is left out.
@@ -34,7 +39,7 @@ def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def loss_figures(groups: Sequence[Group]) -> dict[str, Any]:
+def loss_figures(groups: Sequence[Group]) -> dict[str, Figure]:
     """Return matplotlib figures by name: train-loss, test-loss. One without any data is left out."""
     drawn = {}
     for split in ("train", "test"):
@@ -57,7 +62,7 @@ def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
     return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
 
 
-def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], folder: Path, kind: str = "png") -> list[Path]:
     """Write each figure to `folder`/NAME.`kind`, whole or not at all; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -68,7 +73,7 @@ def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") ->
     return paths
 
 
-def as_svg(figure: Any) -> str:
+def as_svg(figure: Figure) -> str:
     """Return a figure as the text of an SVG element, to stand in an HTML page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -76,27 +81,22 @@ def as_svg(figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Any:
+def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
         return [(row["epoch"], factor * row[key]) for row in t.epochs if row.get(key) is not None]
 
     return _lines(groups, points, "epoch", label)
 
 
-def _angle_by_step(groups: Sequence[Group]) -> Any:
+def _angle_by_step(groups: Sequence[Group]) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
-        means = [(row["step"], _mean(_hidden(row))) for row in t.measured]
+        means = [(row["step"], _mean(hidden_angles(row))) for row in t.measured]
         return [(step, angle) for step, angle in means if angle is not None]
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:
         figure.axes[0].set(ylim=(-2, None))
     return figure
-
-
-def _hidden(row: dict[str, Any]) -> list[float]:
-    """Return the angles of the layers below the output, whose error is BP's own under every rule."""
-    return [layer["angle"] for layer in row["layers"][:-1] if layer["angle"] is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -108,7 +108,7 @@ def _lines(
     points: Callable[[Trained], list[tuple[float, float]]],
     xlabel: str,
     ylabel: str,
-) -> Any:
+) -> Figure | None:
     """Draw the mean of each group over the x that all of its members have, and the band about it."""
     found = [(group, [dict(points(t)) for t in group.members]) for group in groups]
     if not any(any(member) for _, members in found for member in members):
@@ -125,12 +125,12 @@ def _lines(
         if len(members) > 1:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # half an epoch is none
+    axes.locator_params("x", integer=True)  # half an epoch is none
     axes.legend(frameon=False, fontsize="small")
     return figure
 
 
-def _angle_by_layer(groups: Sequence[Group]) -> Any:
+def _angle_by_layer(groups: Sequence[Group]) -> Figure | None:
     """Draw, for each layer, the median of the angle over steps and seeds, and its quartiles."""
     angles = {group.label: _by_layer(group) for group in groups}
     angles = {label: layers for label, layers in angles.items() if any(map(len, layers.values()))}
@@ -162,7 +162,7 @@ def _by_layer(group: Group) -> dict[str, list[float]]:
     return layers
 
 
-def _new_figure() -> tuple[Any, Any]:
+def _new_figure() -> tuple[Figure, Axes]:
     """Return a figure and its axes; made without pyplot, so no window, no state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
