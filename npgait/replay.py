@@ -22,7 +22,7 @@ from npgait.network import Network
 from npgait.plans import Product, steps_to_look
 from npgait.step import Recipe, train_step
 
-PAYS = 4  # steps without a look ahead, from which on a recording pays
+PAYS = 4  # steps to come without a look, from which on a recording pays
 MOST = 4  # recordings kept
 MOST_SEEN = 64  # kinds of steps that are remembered
 
