@@ -61,7 +61,7 @@ def gemm(
     C : array (n, m), optional
         Overwritten. With beta = 0 it may hold anything, NaN too.
     beta : {0, 1}
-        Without C there is nothing that it could count for.
+        Without C taken for 0.
 
     Raises
     ------
@@ -104,7 +104,8 @@ def syrk(A: np.ndarray, C: np.ndarray) -> None:
 def lower_product(A: Array) -> Array:
     """Return the lower triangle of A A^T (n, n) on a GPU, A (n, k); the rest is undefined.
 
-    In float32 where other products are TF32: what is small is its distance from the identity.
+    In float32 even where other products are TF32: its distance from the identity is small, and would be
+    lost in their rounding.
     """
     A, recorder = array_module(A).ascontiguousarray(A), recording()
     if recorder is None:

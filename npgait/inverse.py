@@ -46,17 +46,17 @@ class SolveReport:
 class InverseSolver:
     """The product z = d W^-1, by LU or by matrix products alone.
 
-    A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
-    orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse
-    (W^T W)^-1 W^T, the series is summed with R = I - W^T W / c^2, and QR is the reference. Where the
-    series does not converge the normal equations are solved, a tenth of QR's time, and QR comes in where
-    they lose too many digits.
-
     Near orthogonality, up to one factor c, W^-1 = W^T / c^2 (I + R + R^2 + ...), R = I - W W^T / c^2,
     c^2 = trace(W W^T) / n. Where W W^T is at hand (the regulariser needs it anyway) the series is summed
     term by term; elsewhere z is refined, z <- z + r W^T / c^2 with r = d - z W, which needs no W W^T.
     Either ends when what is left is below the tolerance. LU is the reference, and what is fallen back to
     where these do not converge or take more operations.
+
+    A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
+    orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse
+    (W^T W)^-1 W^T, the series is summed with R = I - W^T W / c^2, and QR is the reference. Where the
+    series does not converge the normal equations are solved, a tenth of QR's time, and QR comes in where
+    they lose too many digits.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class InverseSolver:
         W : array (n, n) or (n, m), n > m
             Weights of a square layer, or of one with implicit auxiliary units (u = m).
         G : array, optional
-            W W^T, of a tall W W^T W, if it is at hand.
+            W W^T, or W^T W for a tall W, if it is at hand.
         name : str
             What an error calls W.
 

@@ -67,13 +67,13 @@ def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
 
 
 def _first_term(d: Array, W: Array, scale: Array | float) -> Array:
-    """Return d W^T / c^2, of a tall W d / c^2, for R is of the other side: (rows of d, n or m)."""
+    """Return d W^T / c^2, (B, n); for a tall W, whose R comes before W^T, d / c^2, (B, m)."""
     rows = d.reshape(-1, d.shape[-1])
     return rows * scale if len(W) > W.shape[1] else gemm(scale, rows, W[:, : d.shape[-1]].T)
 
 
 def _last_factor(z: Array, d: Array, W: Array) -> Array:
-    """Return z, of a tall W z W^T, in the shape of d."""
+    """Return z, or for a tall W z W^T, in the shape of d with n values a row."""
     z = product(z, W.T) if len(W) > W.shape[1] else z
     return z.reshape(*d.shape[:-1], len(W))
 

@@ -1,4 +1,4 @@
-"""Kernels: what NumPy or CuPy does in several passes over memory, or with atomic sums, in one without.
+"""Kernels: in one pass what NumPy or CuPy does in several over memory, or CuPy with atomic sums.
 
 Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
 in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait
