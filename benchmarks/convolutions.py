@@ -81,7 +81,8 @@ def main() -> None:
     pays = patch_loops.PAYS
     for window, u in SHAPES:
         found = []
-        for patch_loops.PAYS in (pays, NO_TILES):
+        for share in (pays, NO_TILES):
+            patch_loops.PAYS = share
             found.append(shares(window, u, options.images, options.rounds))
         cells = [f"{tiles:.0%} and {blas:.0%}" for tiles, blas in zip(*found, strict=True)]
         image = f"{window.height} x {window.width}, {window.channels} to {u}"

@@ -115,9 +115,9 @@ def time_cases(
     device: Device,
     cases: dict[str, tuple[str, ...]],
     batches: Sequence[int],
-    passed: Callable[[], float],
+    elapsed: Callable[[], float],
 ) -> bool:
-    """Time every case; return whether none failed. `passed` tells the seconds since the beginning."""
+    """Time every case; return whether none failed. `elapsed` tells the seconds since the beginning."""
     good = True
     took: dict[str, tuple[float, int]] = {}  # seconds and batch of a case, when it last ran
     broken = ""
@@ -125,7 +125,7 @@ def time_cases(
         for precision in PRECISIONS:
             set_precision(precision)
             for case, presets in cases.items():
-                began = passed()
+                began = elapsed()
                 if broken or began + _expected(took.get(case), batch) > LIMIT:
                     report.add(case, precision, batch, broken or "no time left")
                     continue
@@ -142,8 +142,8 @@ def time_cases(
                 report.add(case, precision, batch, result)
                 if not broken:
                     device.xp.get_default_memory_pool().free_all_blocks()
-                took[case] = passed() - began, batch
-                print(f"{case}, {precision}, batch {batch}: {passed() - began:.0f} s", flush=True)
+                took[case] = elapsed() - began, batch
+                print(f"{case}, {precision}, batch {batch}: {elapsed() - began:.0f} s", flush=True)
     return good
 
 

@@ -60,11 +60,10 @@ def one_run(way: dict[str, Any], dataset: Any, images: int, epochs: int, seed: i
     """Return accuracy, angle, distance from orthogonality and seconds of one training run."""
     way = dict(way)
     rule, implicit = way.pop("rule", "gait"), way.pop("implicit", False)
-    auxiliary = "implicit" if implicit else rule == "gait" or way.pop("square", False)
+    square = way.pop("square", rule == "gait")
+    auxiliary = "implicit" if implicit else square
     streams = random_streams(seed)
-    network = models.square(
-        784, 10, width=256, depth=4, auxiliary=auxiliary, seed=streams.weights, f_output=None
-    )
+    network = models.square(784, 10, width=256, depth=4, auxiliary=auxiliary, seed=streams.weights)
     scaling = scaling_of(dataset.train_x, "standard")
     train_data = array_data(dataset.train_x[:images], dataset.train_labels[:images], scaling=scaling)
     test_data = array_data(dataset.test_x, dataset.test_labels, scaling=scaling)

@@ -36,10 +36,7 @@ class SameConv(nn.Module):
         self.conv, self.kernel, self.stride = nn.Conv2d(c_in, c_out, kernel, stride), kernel, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        total = [
-            max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:]
-        ]
-        (h, w) = total
+        h, w = (max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:])
         return F.leaky_relu(self.conv(F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))), 0.1)
 
 

@@ -46,13 +46,13 @@ def step_time(rule: str, width: int, depth: int, batch: int) -> tuple[float, flo
         ortho_strength=100.0 if inverts else 0.0,
     )
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, 784)).astype(np.float32), rng.integers(0, 10, batch)
+    samples = rng.standard_normal((batch, 784)).astype(np.float32), rng.integers(0, 10, batch)
     stepper = Stepper(network, recipe)
-    time_steps(stepper, x, steps=2)
+    time_steps(stepper, samples, steps=2)
     before = product_rate(CPU, network.dtype, repeats=2)
-    times = time_steps(stepper, x, steps=7)
+    times = time_steps(stepper, samples, steps=7)
     rate = (before + product_rate(CPU, network.dtype, repeats=2)) / 2
-    cost = step_cost(network, recipe, batch, inverse_reports(network, recipe, x))
+    cost = step_cost(network, recipe, batch, inverse_reports(network, recipe, samples))
     return median(times[True] or times[False]), cost.operations / rate
 
 

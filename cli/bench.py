@@ -47,6 +47,8 @@ from npgait.timing import (
     time_steps,
 )
 
+ROUNDS = 3  # in which experiments take turns, so that drift of the machine meets all alike
+LOADER_BATCHES = 6  # waited for, of which the first warms up
 WARM_UP = 3  # steps before any is timed
 WARM_UP_GPU = 20  # so that there is a recording of them, where there will be
 
@@ -200,23 +202,10 @@ def measure(
         with naming(e):
             timed.append(_set_up(e, device, data_dir, graphs))
     bandwidths: list[float] = []
-    for number in range(3):  # in turns, so that drift of the machine meets all alike
+    for number in range(ROUNDS):
         bandwidths.append(bandwidth(device))
         for t in timed:
-            dtype = t.session.network.dtype
-            for p, before in zip(t.session.network.parameters(), t.weights, strict=True):
-                p[...] = before
-            t.rates.append(product_rate(device, dtype))
-            with naming(t.experiment), blas_threads(t.session.network, t.experiment.batch_size):
-                every = t.experiment.ortho_every
-                count = max(-(-steps // 3), every if every > 1 and t.experiment.ortho_strength else 0)
-                t.costs.append(_cost(t))
-                got = time_steps(t.stepper, t.batch, steps=count, first=number * count)
-                t.costs.append(_cost(t))
-                t.laps.append(time_parts(t.session.network, t.session.recipe, t.batch, steps=2))
-                for kind, seconds in got.items():
-                    t.times[kind] += seconds
-            t.rates.append(product_rate(device, dtype))
+            _time_round(t, number, -(-steps // ROUNDS), device)
     rates: dict[str, list[float]] = {}
     for t in timed:
         rates.setdefault(t.experiment.dtype, []).extend(t.rates)
@@ -246,6 +235,23 @@ def _set_up(e: Experiment, device: Device, data_dir: Path | None, graphs: bool) 
     return Timed(e, session, stepper, batch, loader_seconds, memory, weights)
 
 
+def _time_round(t: Timed, number: int, steps: int, device: Device) -> None:
+    """Time so many steps of an experiment, or all from one regularisation to the next."""
+    e, network, recipe = t.experiment, t.session.network, t.session.recipe
+    for p, before in zip(network.parameters(), t.weights, strict=True):
+        p[...] = before
+    t.rates.append(product_rate(device, network.dtype))
+    with naming(e), blas_threads(network, e.batch_size):
+        count = max(steps, e.ortho_every if e.ortho_every > 1 and e.ortho_strength else 0)
+        t.costs.append(_cost(t))
+        times = time_steps(t.stepper, t.batch, steps=count, first=number * count)
+        t.costs.append(_cost(t))
+        t.laps.append(time_parts(network, recipe, t.batch, steps=2))
+        for regularised, seconds in times.items():
+            t.times[regularised] += seconds
+    t.rates.append(product_rate(device, network.dtype))
+
+
 def _cost(t: Timed) -> Cost:
     """Return what a step costs with the weights of this moment, which decide the terms for W^-1."""
     network, recipe = t.session.network, t.session.recipe
@@ -256,14 +262,14 @@ def _time_loader(data: Source, batch_size: int, session: Session) -> tuple[Batch
     """Return a batch, and the median seconds that the loop waits for one."""
     waits: list[float] = []
     first: Batch | None = None
-    while len(waits) < 6:
+    while len(waits) < LOADER_BATCHES:
         batches = data.shuffled(batch_size, session.streams)
         started = time.perf_counter()
         for batch in batches:
             synchronise(session.network.device)
             waits.append(time.perf_counter() - started)
             first = first or batch
-            if len(waits) >= 6:
+            if len(waits) >= LOADER_BATCHES:
                 break
             started = time.perf_counter()
     assert first is not None

@@ -65,7 +65,8 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
         for finding in findings:
             click.echo(f"  {finding.mark:5} {finding.text}")
         click.echo()
-        failed += [experiment.name] * any(finding.wrong for finding in findings)
+        if any(finding.wrong for finding in findings):
+            failed.append(experiment.name)
     if failed:
         raise FailedCheck(f"an equation does not hold in {', '.join(failed)}")
     click.echo("every equation holds")

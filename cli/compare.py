@@ -25,6 +25,7 @@ COLUMNS = (
     ("angle", "angle to BP", "{:.2f}"),
     ("seconds", "time, s", "{:.1f}"),
 )
+HEADER = ["experiment", "seeds", *(heading for _, heading, _ in COLUMNS)]
 runs_argument = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=NamedPath())
 format_option = click.option(
     "--format",
@@ -97,9 +98,8 @@ def report(runs: Sequence[Path], out: Path) -> None:
     The page is one file that opens without a network.
     """
     groups = read_groups(runs)
-    header = ["experiment", "seeds", *(heading for _, heading, _ in COLUMNS)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, report_page(groups, header, table_rows(groups)))
+    write_text(out, report_page(groups, HEADER, table_rows(groups)))
     click.echo(f"report: {out}")
 
 
@@ -111,8 +111,7 @@ def read_groups(runs: Sequence[Path]) -> list[Group]:
 
 def table(groups: Sequence[Group]) -> str:
     """Return the table of groups: mean, and spread where there is more than one seed."""
-    header = ["experiment", "seeds", *(heading for _, heading, _ in COLUMNS)]
-    return format_table(header, table_rows(groups))
+    return format_table(HEADER, table_rows(groups))
 
 
 def table_rows(groups: Sequence[Group]) -> list[list[str]]:

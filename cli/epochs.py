@@ -15,6 +15,7 @@ from tqdm.utils import disp_len
 from npgait.session import Session
 from npgait.training import EpochDone, Event, Measured, StepDone
 
+LOSS_EVERY = 10  # batches between two losses that are shown
 FIRST_TO_GO = ("left", "train", "loss", "angle", "test")  # where a terminal is too narrow for all
 
 
@@ -91,9 +92,8 @@ class EpochLines:
                 bar_format="{desc} {bar:3} {rate_fmt}{postfix}",
             )
         self.bar.update(event.batch - self.bar.n)
-        if (
-            event.batch == self.batches or self.bar.n % 10 == 0
-        ):  # on a GPU, a look at the loss waits for it
+        # Not at every batch: on a GPU, a look at the loss waits for it.
+        if event.batch == self.batches or self.bar.n % LOSS_EVERY == 0:
             self.bar.items = {"loss": f"loss {float(event.loss):.3f}", "left": f"{self._left()} left"}
 
     def _ended(self, event: EpochDone) -> None:

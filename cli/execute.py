@@ -171,7 +171,7 @@ def naming(experiment: Experiment) -> Iterator[None]:
         ) from error
 
 
-def check(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
+def check_all(experiments: Sequence[Experiment], load: Callable[[Experiment], AnyDataset]) -> None:
     """Build every network once, so that what cannot be trained is said before anything is.
 
     Raises

@@ -14,7 +14,7 @@ import click
 
 from npgait.backend import Device
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import check, execute
+from npgait.cli.execute import check_all, execute
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -86,7 +86,7 @@ def run(
     chosen = choose_device(device, precision)
     load = loader(data_dir)
     read_experiments(Path(CONFIG), to_toml(experiments))  # as `resume` will: names with seeds in them
-    check(experiments, load)  # missing data too is reported before a folder is made
+    check_all(experiments, load)  # missing data too is reported before a folder is made
     folder = _make_folder(out, preset)
     _write_run(folder, experiments, data_dir, chosen, precision)
     execute(folder, experiments, load, chosen, quiet=quiet, plots=plots, graphs=graphs)

@@ -27,7 +27,7 @@ def blas_threads(network: Network, batch_size: int) -> AbstractContextManager[ob
 
 
 def _rows(shape_out: tuple[int, ...]) -> int:
-    """Rows that one sample gives to a product: the positions of a map, 1 for a dense layer."""
+    """Return the rows that one sample gives to a product: the positions of a map, 1 of a dense layer."""
     return shape_out[0] * shape_out[1] if len(shape_out) == 3 else 1
 
 

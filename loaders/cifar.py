@@ -64,7 +64,7 @@ def load_cifar10(data_dir: Path | None = None) -> Dataset:
         If it is not below `data_dir`, or damaged.
     """
     version, read = _find("cifar10", data_dir, (BINARY_10, PYTHON_10), ("cifar10", "cifar-10"))
-    return _load("cifar10", version, read, "labels", "label_names", label_bytes=1, own=0)
+    return _load("cifar10", version, read, "labels", "label_names", label_bytes=1, label_at=0)
 
 
 def load_cifar100(data_dir: Path | None = None, *, coarse: bool = False) -> Dataset:
@@ -90,7 +90,7 @@ def load_cifar100(data_dir: Path | None = None, *, coarse: bool = False) -> Data
         f"{kind}_labels",
         f"{kind}_label_names",
         label_bytes=2,
-        own=0 if coarse else 1,
+        label_at=0 if coarse else 1,
     )
 
 
@@ -172,15 +172,15 @@ def _load(
     names_key: str,
     *,
     label_bytes: int,
-    own: int,
+    label_at: int,
 ) -> Dataset:
-    """Return the data set: `own` is the label byte that counts in a binary record."""
+    """Return the data set: `label_at` is which label byte of a binary record counts."""
     is_binary = version.test.endswith(".bin")
 
     def part(file: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         raw = read(file)
         if is_binary:
-            return _binary_records(raw, file, label_bytes, own)
+            return _binary_records(raw, file, label_bytes, label_at)
         return _pickled_records(raw, file, label_key)
 
     if is_binary:
@@ -202,13 +202,13 @@ def _to_nhwc(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _binary_records(
-    raw: bytes, file: str, label_bytes: int, own: int
+    raw: bytes, file: str, label_bytes: int, label_at: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     size = label_bytes + PIXELS
     if not raw or len(raw) % size:
         raise DataError(f"{file}: {len(raw)} bytes; expected a multiple of {size}; fetch it again")
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, size)
-    return _to_nhwc(records[:, label_bytes:]), records[:, own].astype(np.int64)
+    return _to_nhwc(records[:, label_bytes:]), records[:, label_at].astype(np.int64)
 
 
 def _pickled_records(

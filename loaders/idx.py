@@ -20,9 +20,11 @@ from npgait.loaders.dataset import DataError, Dataset, find_folder, missing
 MAX_VALUES = 1 << 30  # 1 GiB: no set of this family comes near it, a damaged header may promise more
 MAX_RATIO = 1032  # no gzip file unpacks to more bytes for each of its own
 UINT8 = 8
-PARTS = {"train_x": "train-images", "train_labels": "train-labels"} | {
-    "test_x": "t10k-images",
-    "test_labels": "t10k-labels",
+PARTS = {  # beginning of a file's name, and its axes
+    "train_x": ("train-images", 3),
+    "train_labels": ("train-labels", 1),
+    "test_x": ("t10k-images", 3),
+    "test_labels": ("t10k-labels", 1),
 }
 
 
@@ -71,11 +73,10 @@ def _load(
     """Return the data set in the first of `folders` that has its files."""
     spellings = {
         part: tuple(f"{stem}{sep}idx{axes}-ubyte{gz}" for sep in "-." for gz in ("", ".gz"))
-        for part, stem in PARTS.items()
-        for axes in ("3" if part.endswith("_x") else "1")
+        for part, (stem, axes) in PARTS.items()
     }
     folder = find_folder(data_dir, folders, spellings["train_x"])
-    files = ", ".join(names[1] for names in spellings.values())
+    files = ", ".join(names[1] for names in spellings.values())  # as published: with "-", gzipped
     if folder is None:
         raise missing(name, data_dir, files, source, folders[0])
     arrays: dict[str, NDArray] = {}
@@ -84,7 +85,7 @@ def _load(
         if path is None:
             raise missing(name, folder, names[1], source, folders[0])
         arrays[part] = read_idx(path)
-        if arrays[part].ndim != (3 if part.endswith("_x") else 1):
+        if arrays[part].ndim != PARTS[part][1]:
             raise DataError(f"{path}: {arrays[part].ndim} axes; this is not the file its name says")
     train_labels, test_labels = (
         arrays[part].astype(np.int64) for part in ("train_labels", "test_labels")

@@ -29,11 +29,11 @@ class Activation(Protocol):
     def inverse(self, y: Array) -> Array:
         """Return a = f^-1(y)."""
 
-    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
-        """Return f'(a)^power * e."""
-
     def derivative(self, a: Array) -> Array:
         """Return f'(a)."""
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return f'(a)^power * e."""
 
     def difference(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return [f^-1(y) - f^-1(y - s v)] / s."""
@@ -58,10 +58,6 @@ class Linear:
         out[...] = a
         return out
 
-    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
-        """Return e."""
-        return e
-
     def inverse(self, y: Array) -> Array:
         """Return y."""
         return y
@@ -69,6 +65,10 @@ class Linear:
     def derivative(self, a: Array) -> Array:
         """Return ones of the shape of `a`."""
         return array_module(a).ones_like(a)
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return e."""
+        return e
 
     def difference(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return [y - (y - s v)] / s = v."""
@@ -118,20 +118,6 @@ class LeakyReLU:
         a += b
         return self(a, out)
 
-    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
-        """Return f'(a)^power * e."""
-        if kernels.apply_to(a, e):
-            return kernels.times_derivative(a, e, self.slope, power)
-
-        def equation(a: Array, e: Array) -> Array:
-            product = self.derivative(a)
-            if power != 1:
-                product **= power
-            product *= e
-            return product
-
-        return by_sample(equation, a, e)
-
     def inverse(self, y: Array) -> Array:
         """Return f^-1(y): y where y >= 0, y / slope below."""
         return array_module(y).where(y >= 0, y, y / self.slope)
@@ -149,6 +135,20 @@ class LeakyReLU:
         below = (a < 0).astype(real)
         below *= slope
         return xp.maximum(below, real.type(1), out=below)
+
+    def times_derivative(self, a: Array, e: Array, power: int = 1) -> Array:
+        """Return f'(a)^power * e."""
+        if kernels.apply_to(a, e):
+            return kernels.times_derivative(a, e, self.slope, power)
+
+        def equation(a: Array, e: Array) -> Array:
+            product = self.derivative(a)
+            if power != 1:
+                product **= power
+            product *= e
+            return product
+
+        return by_sample(equation, a, e)
 
     def difference(self, y: Array, v: Array, s: Array | float) -> Array:
         """Return d = [f^-1(y) - f^-1(y - s v)] / s without cancellation.
@@ -174,6 +174,7 @@ class LeakyReLU:
         return by_sample(self._difference, y, v, s)
 
     def _difference(self, y: Array, v: Array, s: Array | float) -> Array:
+        """Return d as NumPy and CuPy compute it, in several passes over memory."""
         xp = array_module(y)
         s = xp.asarray(s, dtype=_real(y))
         y_nudged = s * v

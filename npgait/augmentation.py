@@ -19,7 +19,7 @@ AT_ONCE = 1 << 22  # pixels worked on at a time, so that a large batch does not 
 
 
 def augment(x: Array, kind: str, size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Return a batch with each image cropped at random and flipped, left to right, every second time.
+    """Return a batch with each image cropped at random, and flipped left to right with probability 1/2.
 
     Parameters
     ----------

@@ -31,6 +31,7 @@ PATTERNS = {  # names in the builds of OpenBLAS, and their integers
 }
 TYPES = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
 ROW_MAJOR, LOWER = 101, 122  # of CBLAS
+Block = tuple[np.ndarray, np.ndarray, slice, slice]  # A, G, and rows and columns of G = A A^T
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def gemm(
     C : array (n, m), optional
         Overwritten. With beta = 0 it may hold anything, NaN too.
     beta : {0, 1}
-        Without C there is nothing that it could count for.
+        Without C taken for 0.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def syrk(A: np.ndarray, C: np.ndarray) -> None:
 def lower_product(A: Array) -> Array:
     """Return the lower triangle of A A^T (n, n) on a GPU, A (n, k); the rest is undefined.
 
-    In float32 where other products are TF32: what is small is its distance from the identity.
+    In float32 even where other products are TF32: its distance from the identity is small, and would be
+    lost in their rounding.
     """
     A, recorder = array_module(A).ascontiguousarray(A), recording()
     if recorder is None:
@@ -120,7 +122,7 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     diagonal between them. Each is copied while it is in the cache.
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
-    parts = []
+    parts: list[Block] = []
     for A, G in zip(matrices, products, strict=True):
         n, half = len(A), len(A) // 2 if len(A) >= LARGE else 0
         first, second = slice(0, half), slice(half, n)
@@ -128,7 +130,7 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
         if half:
             parts += [(A, G, first, first), (A, G, second, first)]
 
-    def multiply(part: tuple[np.ndarray, np.ndarray, slice, slice]) -> None:
+    def multiply(part: Block) -> None:
         A, G, rows, columns = part
         if len(A) < LARGE:
             np.matmul(A, A.T, out=G)  # which NumPy does by halves itself
@@ -139,8 +141,11 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
             gemm(1.0, A[rows], A[columns].T, G[rows, columns])
         kernels.mirror(G, rows, columns)
 
-    parts.sort(key=lambda part: -part[0].size * len(part[0]) * (1 + (part[2] != part[3])))
-    in_threads(multiply, parts, matrices[0])  # the longest first
+    def operations(part: Block) -> int:
+        A, _, rows, columns = part
+        return A.size * len(A) * (1 if rows == columns else 2)  # on the diagonal half is multiplied
+
+    in_threads(multiply, sorted(parts, key=operations, reverse=True), matrices[0])  # the longest first
     return products
 
 

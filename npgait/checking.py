@@ -12,13 +12,14 @@ import numpy as np
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver, SingularWeightsError, SolveReport
 from npgait.metrics import angle
-from npgait.network import Layer, Network, Record
+from npgait.network import Layer, Network, Update
 from npgait.orthogonality import gram, residual, scale_of, spectral_norm
 from npgait.rules import INVERTING, bind, bp
+from npgait.series import TRUSTED
 from npgait.session import Session
 
-LEFT = {"float32": 1e-4, "float64": 1e-10}  # most that LU of a usable W leaves of d: ||z W - d|| / ||d||
-TRUSTED = 10  # the solver trusts a series that leaves up to so many times its tolerance
+# Most that LU of a usable W leaves of d: ||z W - d|| / ||d||.
+RESIDUAL = {"float32": 1e-4, "float64": 1e-10}
 DERIVATIVE = 1e-3  # most that the numerical derivative may be off: it crosses a few kinks
 ORTHOGONAL = 1e-3  # distance up to which W is orthogonal, and GAIT-prop has to be BP ...
 SAME = 1.0  # ... to so many degrees
@@ -77,10 +78,10 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     records = network.forward(x)
     loss, error = session.recipe.loss(records[-1].y, labels)
     findings = [_finite(loss)]
-    findings.append(_gradient(network, session, x, labels, records, error))
+    findings.append(_gradient(session, x, labels))
     bp_updates = bp(network.layers, records, error)
-    gait_updates: list[Any] = [None] * len(network.layers)
-    absolute: list[Any] = [None] * len(network.layers)
+    gait_updates: Sequence[Update | None] = [None] * len(network.layers)
+    absolute: Sequence[Update | None] = [None] * len(network.layers)
     if e.rule in INVERTING:
         try:
             options: dict[str, Any] = {"normalised": e.normalised, "solver": solver.fresh()}
@@ -111,28 +112,22 @@ def _finite(loss: Array) -> Finding:
     return Finding("the loss is not finite; lower the learning rate and train again", "WRONG")
 
 
-def _gradient(
-    network: Network,
-    session: Session,
-    x: Array,
-    labels: Array,
-    records: Sequence[Record],
-    error: Array,
-) -> Finding:
+def _gradient(session: Session, x: Array, labels: Array) -> Finding:
     """Compare BP's update with the numerical derivative of the loss along it, in float64."""
-    twin = _in_float64(network)
+    twin = _in_float64(session.network)
     x = x.astype(np.float64)
     records = twin.forward(x)
     _, error = session.recipe.loss(records[-1].y, labels)
     updates = bp(twin.layers, records, error)
-    slope = sum(float((d * d).sum()) for update in updates for d in update)
+    directions = [d for update in updates for d in update]
+    slope = sum(float((d * d).sum()) for d in directions)
     if slope == 0:
         return Finding("the error is zero: there is no gradient to compare", "note")
     h = 1e-6 / slope**0.5
     losses = []
     for sign in (1, -1):
-        moved = _in_float64(network)
-        for p, d in zip(moved.parameters(), (d for update in updates for d in update), strict=True):
+        moved = _in_float64(session.network)
+        for p, d in zip(moved.parameters(), directions, strict=True):
             p += sign * h * d
         losses.append(float(session.recipe.loss(moved.output(x), labels)[0].sum()))
     numerical = (losses[0] - losses[1]) / (2 * h)
@@ -169,7 +164,8 @@ def _distance(layer: Layer, regulariser: str) -> float:
     return spectral_norm(residual(G, scale_of(G) if regulariser == "conformal" else 1.0))
 
 
-def _angle(one: Any, other: Any) -> float | None:
+def _angle(one: Update | None, other: Update | None) -> float | None:
+    """Return the angle between the dW of two updates, in degrees; None where one was not made."""
     return None if one is None or other is None else angle(one[0], other[0])
 
 
@@ -178,7 +174,7 @@ def _in_words(layers: Sequence[LayerCheck], session: Session) -> list[Finding]:
     if rule not in INVERTING:
         return [Finding(f"rule {rule!r} inverts nothing; there is no more to check", "note")]
     findings = []
-    allowed = max(LEFT[str(dtype)], TRUSTED * (session.recipe.rule.solver.tolerance or 0))
+    allowed = max(RESIDUAL[str(dtype)], TRUSTED * (session.recipe.rule.solver.tolerance or 0))
     errors = {l.name: l.inverse_error for l in layers if l.inverse_error is not None}
     worst = max(errors, key=lambda name: errors[name])
     text = f"every inverse gives back what went in, to {errors[worst]:.0e} at worst ({worst})"

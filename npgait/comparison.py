@@ -72,7 +72,7 @@ def _best(epochs: Sequence[dict[str, Any]], key: str) -> float | None:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the standard deviation that a sample gives of where it was drawn from (n - 1); 0 of one."""
+    """Return the standard deviation of a sample (n - 1 in the denominator); 0 of a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
@@ -160,7 +160,8 @@ def _labels(groups: Sequence[list[Trained]]) -> list[str]:
         labels = [(name, *words) for name, words in zip(names, told, strict=True)]
         for words, own, label in zip(told, tell, labels, strict=True):
             same = {other for other, theirs in zip(tell, labels, strict=True) if theirs == label}
-            words += [own] * (len(same) > 1)
+            if len(same) > 1:
+                words.append(own)
     return [
         f"{name} ({', '.join(words)})" if words else name
         for name, words in zip(names, told, strict=True)

@@ -14,7 +14,7 @@ from math import prod
 from npgait.inverse import SolveReport
 from npgait.network import Layer, Network
 from npgait.optimizers import SGD, Momentum, Optimizer
-from npgait.training import Recipe
+from npgait.step import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +93,14 @@ class Cublas:
             UPPER, trans, n, k, alpha_, A.data.ptr, a[1], beta_, C.data.ptr, n,
         ))  # fmt: skip
 
-    def _scaled(self, name: str, alpha: Any, beta: float, C: Array, arguments: Any) -> None:
+    def _scaled(
+        self,
+        name: str,
+        alpha: Any,
+        beta: float,
+        C: Array,
+        arguments: Callable[[Any, Any], tuple[Any, ...]],
+    ) -> None:
         """Call a function of cuBLAS with addresses of alpha and beta, on the current stream."""
         dtype, stream = str(C.dtype), self.xp.cuda.get_current_stream()
         self._call("cublasSetStream_v2", self.handle, stream.ptr)

@@ -16,7 +16,7 @@ from npgait.gpu import uploader
 from npgait.products import column_sums
 from npgait.streams import Streams
 
-IN_CACHE = 1 << 16  # values that are worked on at a time, so that both passes are over the cache
+IN_CACHE = 1 << 16  # values that are worked on at a time: the second pass finds them in the cache
 NORMALISATIONS = ("none", "unit", "standard")
 
 

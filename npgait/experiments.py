@@ -167,7 +167,7 @@ def _toml_value(value: Any) -> str:
 def preset_files() -> dict[str, str]:
     """Return the text of every preset file by its name without .toml."""
     folder = resources.files("npgait.presets")
-    found = {f.name[:-5]: f for f in folder.iterdir() if f.name.endswith(".toml")}
+    found = {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 
 from npgait.backend import to_host
 from npgait.files import replacing
-from npgait.layers import Conv2D
+from npgait.layers import Conv2D, Window
 from npgait.network import Layer, Network
 from npgait.saving import describe, slope_of
 
-OPSET, IR_VERSION = 13, 8  # old enough for every runtime of the last years
+OPSET, IR_VERSION = 13, 8  # old enough for every runtime of recent years
 
 
 class ExportError(RuntimeError):
@@ -105,7 +106,14 @@ def _layer(layer: Layer, below: Layer | None, value: str, nodes: list[Any], weig
     return value if slope is None else node("LeakyRelu", [value], "y", alpha=slope)
 
 
-def _conv(node: Any, weight: Any, value: str, kernel: np.ndarray, b: np.ndarray, w: Any) -> str:
+def _conv(
+    node: Callable[..., str],
+    weight: Callable[[np.ndarray, str], str],
+    value: str,
+    kernel: np.ndarray,
+    b: np.ndarray,
+    w: Window,
+) -> str:
     (top, bottom), (left, right) = w.pads
     return node(
         "Conv",

@@ -11,12 +11,17 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npgait.comparison import Group, Trained, group_repetitions, read_run
 from npgait.files import replacing
+from npgait.run_folder import hidden_angles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -29,7 +34,7 @@ class FiguresError(RuntimeError):
     """Figures cannot be drawn on this machine; the message is one line."""
 
 
-def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
+def four_figures(groups: Sequence[Group]) -> dict[str, Figure]:
     """Return matplotlib figures by name: train-accuracy, test-accuracy, angle, angle-by-layer.
 
     A figure without any data is left out.
@@ -48,13 +53,13 @@ def four_figures(groups: Sequence[Group]) -> dict[str, Any]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def loss_figures(groups: Sequence[Group]) -> dict[str, Any]:
+def loss_figures(groups: Sequence[Group]) -> dict[str, Figure]:
     """Return matplotlib figures by name: train-loss, test-loss. One without any data is left out."""
     drawn = {}
     for split in ("train", "test"):
         figure = _per_epoch(groups, f"{split}_loss", f"{split} loss", 1)
         if figure is not None:
-            if any((line.get_ydata() > 0).any() for line in figure.axes[0].lines):
+            if any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in figure.axes[0].lines):
                 figure.axes[0].set_yscale("log")  # a single class has a loss of exactly 0
             drawn[f"{split}-loss"] = figure
     return drawn
@@ -74,7 +79,7 @@ def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
     return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
 
 
-def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], folder: Path, kind: str = "png") -> list[Path]:
     """Write each figure to `folder`/NAME.`kind`, whole or not at all; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -85,7 +90,7 @@ def save_figures(figures: Mapping[str, Any], folder: Path, kind: str = "png") ->
     return paths
 
 
-def as_svg(figure: Any) -> str:
+def as_svg(figure: Figure) -> str:
     """Return a figure as the text of an SVG element, to stand in an HTML page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -93,27 +98,22 @@ def as_svg(figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Any:
+def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
         return [(row["epoch"], factor * row[key]) for row in t.epochs if row.get(key) is not None]
 
     return _lines(groups, points, "epoch", label)
 
 
-def _angle_by_step(groups: Sequence[Group]) -> Any:
+def _angle_by_step(groups: Sequence[Group]) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
-        means = [(row["step"], _mean(_hidden(row))) for row in t.measured]
+        means = [(row["step"], _mean(hidden_angles(row))) for row in t.measured]
         return [(step, angle) for step, angle in means if angle is not None]
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:
         _from_zero(figure.axes[0])
     return figure
-
-
-def _hidden(row: dict[str, Any]) -> list[float]:
-    """Return the angles of the layers below the output, whose error is BP's own under every rule."""
-    return [layer["angle"] for layer in row["layers"][:-1] if layer["angle"] is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -125,7 +125,7 @@ def _lines(
     points: Callable[[Trained], list[tuple[float, float]]],
     xlabel: str,
     ylabel: str,
-) -> Any:
+) -> Figure | None:
     """Draw the mean of each group over the x that all of its members have, and the band about it."""
     found = [(group, [dict(points(t)) for t in group.members]) for group in groups]
     if not any(any(member) for _, members in found for member in members):
@@ -146,12 +146,12 @@ def _lines(
         elif len(members) > 1:
             axes.fill_between(x, low, high, color=_colour(number), alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # half an epoch is none
-    _add_legend(axes, shown)
+    axes.locator_params("x", integer=True, min_n_ticks=1)  # half an epoch is none
+    _add_legend(figure, shown)
     return figure
 
 
-def _angle_by_layer(groups: Sequence[Group]) -> Any:
+def _angle_by_layer(groups: Sequence[Group]) -> Figure | None:
     """Draw, for each layer, the median of the angle over steps and seeds, and its quartiles."""
     angles = {group.label: _by_layer(group) for group in groups}
     angles = {label: layers for label, layers in angles.items() if any(map(len, layers.values()))}
@@ -176,7 +176,7 @@ def _angle_by_layer(groups: Sequence[Group]) -> Any:
     axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)")
     _from_zero(axes)
     axes.set_xticklabels(names, rotation=30, ha="right")
-    _add_legend(axes, shown)
+    _add_legend(figure, shown)
     return figure
 
 
@@ -190,7 +190,7 @@ def _by_layer(group: Group) -> dict[str, list[float]]:
     return layers
 
 
-def _new_figure() -> tuple[Any, Any]:
+def _new_figure() -> tuple[Figure, Axes]:
     """Return a figure and its axes; made without pyplot, so no window, no state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -206,25 +206,24 @@ def _new_figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _from_zero(axes: Any) -> None:
+def _from_zero(axes: Axes) -> None:
     """Let the axis of angles begin just below 0 and reach 1 degree at least: less is rounding."""
     high = max(axes.get_ylim()[1], 1)
     axes.set_ylim(-0.03 * high, high)
 
 
-def _add_legend(axes: Any, shown: Mapping[str, Any]) -> None:
+def _add_legend(figure: Figure, shown: Mapping[str, Any]) -> None:
     """Add a legend of what is drawn, by label: in the axes if it is small, else below them.
 
     matplotlib leaves out a label that begins with "_", and reads formulas between "$"; names hold both.
     """
     labels = [textwrap.fill(label, LINE) for label in shown]
     many, long = INSIDE
-    options = {"frameon": False, "fontsize": "small"}
+    options: dict[str, Any] = {"frameon": False, "fontsize": "small"}
     numbers = [str(number) for number in range(len(labels))]  # in the labels' place for a moment
     if len(labels) <= many and max(map(len, shown)) <= long:
-        legend = axes.legend(list(shown.values()), numbers, **options)
+        legend = figure.axes[0].legend(list(shown.values()), numbers, **options)
     else:
-        figure = axes.figure
         figure.set_figheight(figure.get_figheight() + 0.18 * sum(l.count("\n") + 1 for l in labels))
         legend = figure.legend(list(shown.values()), numbers, loc="outside lower center", **options)
     for text, label in zip(legend.get_texts(), labels, strict=True):

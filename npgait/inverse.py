@@ -9,7 +9,15 @@ import numpy as np
 from npgait.backend import Array, array_module, precision_of, to_host
 from npgait.orthogonality import gram
 from npgait.plans import Plan, Plans, follow, note
-from npgait.series import fixed_refinement, fixed_series, refined, relative_residual, series
+from npgait.series import (
+    TRUSTED,
+    fixed_refinement,
+    fixed_series,
+    least_norm,
+    refined,
+    relative_residual,
+    series,
+)
 
 
 class SingularWeightsError(ArithmeticError):
@@ -38,17 +46,17 @@ class SolveReport:
 class InverseSolver:
     """The product z = d W^-1, by LU or by matrix products alone.
 
-    A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
-    orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse
-    (W^T W)^-1 W^T, the series is summed with R = I - W^T W / c^2, and QR is the reference. Where the
-    series does not converge the normal equations are solved, a tenth of QR's time, and QR comes in where
-    they lose too many digits.
-
     Near orthogonality, up to one factor c, W^-1 = W^T / c^2 (I + R + R^2 + ...), R = I - W W^T / c^2,
     c^2 = trace(W W^T) / n. Where W W^T is at hand (the regulariser needs it anyway) the series is summed
     term by term; elsewhere z is refined, z <- z + r W^T / c^2 with r = d - z W, which needs no W W^T.
     Either ends when what is left is below the tolerance. LU is the reference, and what is fallen back to
     where these do not converge or take more operations.
+
+    A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
+    orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse
+    (W^T W)^-1 W^T, the series is summed with R = I - W^T W / c^2, and QR is the reference. Where the
+    series does not converge the normal equations are solved, a tenth of QR's time, and QR comes in where
+    they lose too many digits.
 
     Parameters
     ----------
@@ -88,7 +96,7 @@ class InverseSolver:
         W : array (n, n) or (n, m), n > m
             Weights of a square layer, or of one with implicit auxiliary units (u = m).
         G : array, optional
-            W W^T, of a tall W W^T W, if it is at hand.
+            W W^T, or W^T W for a tall W, if it is at hand.
         name : str
             What an error calls W.
 
@@ -99,18 +107,14 @@ class InverseSolver:
         Raises
         ------
         ValueError
-            If W is neither.
+            If W has fewer rows than columns.
         SingularWeightsError
             If W has no inverse to the precision of its dtype, or is not finite.
         ErrorsNotFiniteError
             If d is not finite, or so large that its norm is not.
         """
         n, m = W.shape
-        if n < m:
-            raise ValueError(
-                f"{name} has shape {W.shape} and no inverse; GAIT-prop, TP and ITP need every layer "
-                "but the first square (add auxiliary units, stored or implicit)"
-            )
+        check_inverse(name, n >= m, W.shape)
         product = name, G is None
         plan = follow(self.plans, product)
         if plan is not None:
@@ -167,17 +171,27 @@ class InverseSolver:
         return 3 + n // max(rows, 1)
 
 
-def _lift(d: Array) -> Array | None:
-    """Return the power of two (0-d) by which errors grow so that no square of them underflows.
+def check_inverse(name: str, has_inverse: bool, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError where a layer was not made to have an inverse."""
+    if not has_inverse:
+        raise ValueError(
+            f"{name} has shape {shape} and no inverse; GAIT-prop, TP and ITP need every layer but the "
+            "first square (add auxiliary units, stored or implicit)"
+        )
 
-    None where none does; on a GPU, which is not waited for, 1.
+
+def _lift(d: Array) -> Array | None:
+    """Return the power of two (0-d) that errors are multiplied by so that no square of them underflows.
+
+    Where none does: None, or 1 on a GPU, which is not waited for.
     """
-    xp, kind = array_module(d), np.finfo(d.dtype)
-    small = xp.linalg.norm(d) < float(kind.tiny) ** 0.5 / float(kind.eps)
+    xp = array_module(d)
+    small = xp.linalg.norm(d) < least_norm(d.dtype)
     if d.size == 0 or (xp is np and not small):
         return None
     largest = xp.abs(d).max()
-    exponent = xp.minimum(-xp.frexp(largest)[1], int(kind.maxexp) - 8)
+    highest = int(np.finfo(d.dtype).maxexp) - 8  # the power itself has to be finite
+    exponent = xp.minimum(-xp.frexp(largest)[1], highest)
     return xp.where(small & (largest > 0), xp.ldexp(xp.ones_like(largest), exponent), 1).astype(d.dtype)
 
 
@@ -189,7 +203,7 @@ def _normal_equations(d: Array, W: Array, G: Array, tolerance: float) -> Array |
     except np.linalg.LinAlgError:
         return None
     z = z.reshape(*d.shape[:-1], len(W))
-    return z if relative_residual(z, d, W) <= 10 * tolerance else None
+    return z if relative_residual(z, d, W) <= TRUSTED * tolerance else None
 
 
 def _direct(d: Array, W: Array, name: str) -> Array:

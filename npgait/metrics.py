@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from npgait.backend import Array, array_module, to_host
+from npgait.inverse import SolveReport
 from npgait.network import Layer, Record, Update
 from npgait.orthogonality import gram, residual, spectral_norm
 from npgait.rules import Rule, bp
@@ -136,13 +138,13 @@ def _nudges(
     error: Array,
     rule: Rule,
     grams: Sequence[Array | None],
-) -> dict[int, dict]:
+) -> dict[int, dict[str, Any]]:
     """Walk once in difference form and note, by number of layer, what each inversion did."""
     if rule.inverting_walk is None:
         return {}
-    reports: list = []
+    reports: list[SolveReport] = []
     solver = rule.solver.fresh(reports)
-    noted: dict[int, dict] = {}
+    noted: dict[int, dict[str, Any]] = {}
     above: Array | float = 1.0
 
     def trace(l: int, v: Array, s: Array | float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import NamedTuple, Protocol
 
@@ -96,7 +96,7 @@ class Network:
     """
 
     layers: list[Layer]
-    feedback: list[Array | None] | None = field(default=None)
+    feedback: list[Array | None] | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:

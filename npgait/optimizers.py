@@ -193,6 +193,26 @@ class Adam:
         self.m, self.v = _listed(state, "m"), _listed(state, "v")
 
 
+def check_state(state: Mapping[str, Array], parameters: Sequence[Array]) -> None:
+    """Check that a state can be that of an optimizer of these parameters.
+
+    "t" is a count; "m0", "v1", ... are each of the shape and dtype of the parameter of that number.
+
+    Raises
+    ------
+    ValueError, LookupError
+        If it cannot, or is of more parameters.
+    """
+    for key, array in state.items():
+        if key == "t":
+            fits = array.ndim == 0 and array.dtype.kind in "iu" and array >= 0
+        else:
+            p = parameters[int(key[1:])]
+            fits = (array.shape, array.dtype) == (p.shape, p.dtype)
+        if not fits:
+            raise ValueError(f"the optimizer's {key} is {array.dtype} {array.shape}")
+
+
 def in_cache(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     """Yield the same stretch of each array, short enough that several passes over it stay in the cache.
 

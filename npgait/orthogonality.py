@@ -18,7 +18,7 @@ from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.blas import gemm, lower_product, symmetric_products
 
-POWERS = 4  # of R between two looks at what they have come to, each of which a GPU waits for
+POWERS = 4  # products with R between two looks at the estimate; for each look the host waits for a GPU
 
 
 def gram(W: Array) -> Array:
@@ -27,7 +27,7 @@ def gram(W: Array) -> Array:
 
 
 def grams(weights: Sequence[Array | None]) -> list[Array | None]:
-    """Return W W^T of each W (None of None)."""
+    """Return `gram` of each W, all made in one go; None for None."""
     rows = [W if W.shape[0] <= W.shape[1] else W.T for W in weights if W is not None]
     if rows and array_module(rows[0]) is np:
         products = symmetric_products(rows)
@@ -158,7 +158,7 @@ def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_looks: int = 50) -> 
     for _ in range(max_looks if size else 0):
         for _ in range(POWERS):
             V = R @ V
-            V /= size  # of the largest value, so that powers neither overflow nor vanish
+            V /= size  # the largest value of R, so that powers neither overflow nor vanish
         V, _ = xp.linalg.qr(V)
         previous, norm = norm, float(xp.abs(xp.linalg.eigvalsh(V.T @ R @ V)).max())
         if abs(norm - previous) <= tolerance * norm:

@@ -25,12 +25,7 @@ _local = threading.local()
 _sharing_out = threading.Lock()
 
 
-def in_threads(
-    work: Callable[[Part], Result],
-    parts: Sequence[Part],
-    x: Array,
-    sizes: Sequence[float] | None = None,
-) -> list[Result]:
+def in_threads(work: Callable[[Part], Result], parts: Sequence[Part], x: Array) -> list[Result]:
     """Return `work(part)` for each part, in order.
 
     Where `x` is NumPy's, parts are worked on in as many threads as BLAS would take, with BLAS at one
@@ -44,14 +39,10 @@ def in_threads(
     parts : sequence
     x : array
         Says where the work is done.
-    sizes : sequence of float, optional
-        How much work each part is. Where one is more than a thread's share, all threads work on one
-        part after the other instead. Default: all alike.
     """
     threads = 1 if array_module(x) is not np or len(parts) < 2 else _blas_threads()
-    if threads < 2 or (sizes is not None and max(sizes) * threads > sum(sizes)):
-        return [work(part) for part in parts]
-    if not _sharing_out.acquire(blocking=False):  # BLAS has one number of threads in all of a process
+    # BLAS has one number of threads for the whole process, so only one thread at a time sets it.
+    if threads < 2 or not _sharing_out.acquire(blocking=False):
         return [work(part) for part in parts]
     try:
         return _share_out(work, parts, threads)

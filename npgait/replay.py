@@ -22,7 +22,7 @@ from npgait.network import Network
 from npgait.plans import Product, steps_to_look
 from npgait.step import Recipe, train_step
 
-PAYS = 4  # steps without a look ahead, from which on a recording pays
+PAYS = 4  # steps to come without a look, from which on a recording pays
 MOST = 4  # recordings kept
 MOST_SEEN = 64  # kinds of steps that are remembered
 
@@ -110,21 +110,17 @@ class Stepper:
         if settings.get("clock") is not None:  # which counts on where a step is replayed
             del settings["t"]
         return (
-            (x.shape, x.dtype, labels.shape, labels.dtype, self._due(step), precision_of(x)),
+            (x.shape, x.dtype, labels.shape, labels.dtype, self.recipe.is_due(step), precision_of(x)),
             tuple((plan.method, plan.terms) for plan in plans if plan),
             tuple(value for value in settings.values() if isinstance(value, Number | str)),
             tuple(map(id, (self.recipe.rule, self.recipe.loss, *self._changed()))),
         )
 
-    def _due(self, step: int) -> bool:
-        """Return whether the regulariser is applied at this step."""
-        return self.recipe.ortho_strength > 0 and step % self.recipe.ortho_every == 0
-
     def _products(self, step: int) -> list[Product]:
         """Return the products with W^-1 that a step makes, as the solver knows them."""
         if self.recipe.rule.walk is not None:
             return []
-        coupled = self._due(step) and not self.recipe.decoupled
+        coupled = self.recipe.is_due(step) and not self.recipe.decoupled
         return [(layer.name, not (coupled and layer.has_inverse)) for layer in self.network.layers[1:]]
 
     def _steps_to_look(self, step: int) -> int:

@@ -66,7 +66,7 @@ def report_page(groups: Sequence[Group], header: Sequence[str], rows: Sequence[S
         ]
         sections += ["<h2>What changed between them</h2>", _table(["experiment", *changed], cells)]
     sections += ["<h2>Settings</h2>", *map(_settings, groups)]
-    sections += ["<h2>Environment</h2>", *map(_environment, groups_by_folder(groups))]
+    sections += ["<h2>Environment</h2>", *_environments(groups)]
     return printable(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -74,12 +74,6 @@ def report_page(groups: Sequence[Group], header: Sequence[str], rows: Sequence[S
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
-
-
-def groups_by_folder(groups: Sequence[Group]) -> list[tuple[str, dict[str, Any]]]:
-    """Return each run folder and what its run.json says, once."""
-    found = {str(t.folder): t.info for group in groups for t in group.members}
-    return list(found.items())
 
 
 def _figures(groups: Sequence[Group]) -> str:
@@ -97,10 +91,14 @@ def _settings(group: Group) -> str:
     return _details(group.label, values.items())
 
 
-def _environment(found: tuple[str, dict[str, Any]]) -> str:
-    folder, info = found
-    values = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in info.items()}
-    return _details(folder, values.items())
+def _environments(groups: Sequence[Group]) -> list[str]:
+    """Return what run.json of each run folder says, once a folder."""
+    infos = {str(t.folder): t.info for group in groups for t in group.members}
+    sections = []
+    for folder, info in infos.items():
+        values = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in info.items()}
+        sections.append(_details(folder, values.items()))
+    return sections
 
 
 def _details(name: str, items: Iterable[tuple[str, Any]]) -> str:

@@ -221,14 +221,18 @@ def _is_number(value: Any) -> bool:
 
 
 def hidden_angle(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Return the final angle to BP: mean over the layers below the output, in the last epoch measured.
-
-    The output layer is left out: its error is BP's own under every rule.
-    """
+    """Return the final angle to BP: mean of `hidden_angles` over the last epoch measured."""
     measured = [row for row in rows if row["kind"] == "layers"]
     if not measured:
         return None
     last = [row for row in measured if row["epoch"] == measured[-1]["epoch"]]
-    angles = [layer["angle"] for row in last for layer in row["layers"][:-1]]
-    found = [angle for angle in angles if angle is not None]
-    return float(np.mean(found)) if found else None
+    angles = [angle for row in last for angle in hidden_angles(row)]
+    return float(np.mean(angles)) if angles else None
+
+
+def hidden_angles(row: dict[str, Any]) -> list[float]:
+    """Return the angles to BP of the layers below the output, of one measurement.
+
+    The output layer is left out: its error is BP's own under every rule.
+    """
+    return [layer["angle"] for layer in row["layers"][:-1] if layer["angle"] is not None]

@@ -12,6 +12,12 @@ from npgait.backend import Array, array_module, in_float32
 from npgait.blas import gemm, product
 from npgait.orthogonality import minus_scale, scale_of
 
+TRUSTED = 10  # times the tolerance: the largest residual that a z made by matrix products may leave
+SAFETY = 3  # times the mean factor by which terms or residuals shrink: nearly every direction's is less
+# Too slow to cost less than LU: the factor from term to term, that from residual to residual, and the
+# share of a few rows that the first z leaves.
+SLOW_TERMS, SLOW_RESIDUALS, SLOW_START = 0.7, 0.5, 0.3
+
 
 def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
     """Return z = d W^T / c^2 (I + R + R^2 + ...) and the number of terms; None where LU is better.
@@ -20,10 +26,10 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
     Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
     the terms), so the residual is measured before z is trusted.
     """
-    xp, kind = array_module(d), np.finfo(W.dtype)
+    xp = array_module(d)
     c2 = float(scale_of(G))
-    # Of a c^2 below this the squares in ||R||_F underflow, and R passes for zero.
-    if not (c2 > float(kind.tiny) ** 0.5 / float(kind.eps) and np.isfinite(c2)):
+    # Of a smaller c^2 the squares in ||R||_F underflow, and R passes for zero.
+    if not (c2 > least_norm(W.dtype) and np.isfinite(c2)):
         return None, 0
     z = term = _first_term(d, W, 1 / c2)
     last = before = float(xp.linalg.norm(term))
@@ -32,20 +38,19 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
         bound = float(xp.linalg.norm(D)) / c2
         for k in range(most + 1):
             # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
-            # r; the factor between the last terms is a mean over directions, and thrice that is safe
-            # for all but a few of them.
-            r = bound if k == 0 else min(bound, 3 * last / before)
+            # r; so does, but for a few directions, the factor between the last terms with some to spare.
+            r = bound if k == 0 else min(bound, SAFETY * last / before)
             if not np.isfinite(last):
                 return None, k
             if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
                 break
-            if (k >= 1 and last >= 0.7 * before) or k == most:
+            if (k >= 1 and last >= SLOW_TERMS * before) or k == most:
                 return None, k
             term = gemm(-1 / c2, term, D)  # term R
             z += term
             before, last = last, float(xp.linalg.norm(term))
     z = _last_factor(z, d, W)
-    trusted = bound < 1 or relative_residual(z, d, W) <= 10 * tolerance
+    trusted = bound < 1 or relative_residual(z, d, W) <= TRUSTED * tolerance
     return (z, k) if trusted else (None, k)
 
 
@@ -62,13 +67,13 @@ def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
 
 
 def _first_term(d: Array, W: Array, scale: Array | float) -> Array:
-    """Return d W^T / c^2, of a tall W d / c^2, for R is of the other side: (rows of d, n or m)."""
+    """Return d W^T / c^2, (B, n); for a tall W, whose R comes before W^T, d / c^2, (B, m)."""
     rows = d.reshape(-1, d.shape[-1])
     return rows * scale if len(W) > W.shape[1] else gemm(scale, rows, W[:, : d.shape[-1]].T)
 
 
 def _last_factor(z: Array, d: Array, W: Array) -> Array:
-    """Return z, of a tall W z W^T, in the shape of d."""
+    """Return z, or for a tall W z W^T, in the shape of d with n values a row."""
     z = product(z, W.T) if len(W) > W.shape[1] else z
     return z.reshape(*d.shape[:-1], len(W))
 
@@ -96,7 +101,7 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
         return None, 0
     some = rows[:: max(1, len(rows) // 8)][:8]
     left = float(xp.linalg.norm(_left(some, _corrected(None, some, W, 1 / c2), W)))
-    if not left <= 0.3 * float(xp.linalg.norm(some)):
+    if not left <= SLOW_START * float(xp.linalg.norm(some)):
         return None, 0
     r, z = rows, None
     before = last = float(xp.linalg.norm(rows))
@@ -105,13 +110,13 @@ def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | No
     limit = tolerance * last
     for k in range(most + 1):
         z = _corrected(z, r, W, 1 / c2)
-        if k > 0 and 3 * last * (last / before) <= limit:
+        if k > 0 and SAFETY * last * (last / before) <= limit:
             return z.reshape(*d.shape[:-1], len(W)), k
         r = _left(rows, z, W)
         before, last = last, float(xp.linalg.norm(r))
         if last <= limit:
             return z.reshape(*d.shape[:-1], len(W)), k
-        if not last < 0.5 * before:
+        if not last < SLOW_RESIDUALS * before:
             break
     return None, most
 
@@ -126,6 +131,12 @@ def _left(d: Array, z: Array, W: Array) -> Array:
     r = array_module(d).zeros((len(d), W.shape[1]), dtype=d.dtype)
     r[:, : d.shape[1]] = d
     return gemm(-1, z, W, r, beta=1)
+
+
+def least_norm(dtype: np.dtype) -> float:
+    """Return the norm from which on the sum of squares below the root loses no digits to underflow."""
+    limits = np.finfo(dtype)
+    return float(limits.tiny) ** 0.5 / float(limits.eps)
 
 
 def relative_residual(z: Array, d: Array, W: Array) -> float:

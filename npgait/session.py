@@ -20,7 +20,7 @@ from npgait.events import progress_of
 from npgait.inverse import InverseSolver
 from npgait.losses import LOSSES
 from npgait.network import Network
-from npgait.optimizers import SGD, Adam, Momentum, Optimizer
+from npgait.optimizers import SGD, Adam, Momentum, Optimizer, check_state
 from npgait.rules import bind, draw_feedback
 from npgait.run_folder import CHECKPOINT, checked_rows, write_metrics
 from npgait.saving import describe
@@ -212,12 +212,8 @@ def _take_up(path: Path, checkpoint: Checkpoint, session: Session) -> None:
     meta, arrays, network = checkpoint.meta, checkpoint.arrays, session.network
     _copy_all(path, "parameters", arrays["parameters"], dict(network.named_parameters()))
     _copy_all(path, "feedback", arrays["feedback"], network.named_feedback())
-    parameters, xp = network.parameters(), network.device.xp
-    for key, array in arrays["optimizer"].items():
-        p = None if key == "t" else parameters[int(key[1:])]
-        counts = array.ndim == 0 and array.dtype.kind in "iu" and array >= 0
-        if not (counts if p is None else (array.shape, array.dtype) == (p.shape, p.dtype)):
-            raise ValueError(f"the optimizer's {key} is {array.dtype} {array.shape}")
+    check_state(arrays["optimizer"], network.parameters())
+    xp = network.device.xp
     session.recipe.optimizer.load(
         {key: xp.asarray(v) if v.ndim else v for key, v in arrays["optimizer"].items()}
     )

@@ -70,6 +70,10 @@ class Recipe:
                 f"ortho_strength is {self.ortho_strength}; a decoupled regulariser is stable up to 1"
             )
 
+    def is_due(self, step: int) -> bool:
+        """Return whether the regulariser is applied at the step of this number."""
+        return self.ortho_strength > 0 and step % self.ortho_every == 0
+
 
 def _no_lap(part: str) -> None:
     """Take no time."""
@@ -125,7 +129,7 @@ def train_step(
             f"{where}. Lower the learning rate, or raise ortho_strength"
         )
     lap("loss")
-    due = recipe.ortho_strength > 0 and step % recipe.ortho_every == 0
+    due = recipe.is_due(step)
     square = [layer.W if due and layer.has_inverse else None for layer in layers]
     grams = all_grams(square if not recipe.decoupled else [None] * len(layers))
     lap("regulariser")
@@ -141,6 +145,7 @@ def train_step(
         regulariser = REGULARISERS[recipe.regulariser]
         for W, G in zip(square, all_grams(square), strict=True):
             if W is not None:
+                # W <- W - lambda (W W^T - I) W: the gradient has a factor 4 of its own.
                 W -= regulariser(W, G, recipe.ortho_strength / 4, overwrite=True)
         lap("regulariser")
     return loss, y

@@ -83,15 +83,13 @@ def time_steps(stepper: Stepper, batch: Batch, *, steps: int, first: int = 0) ->
         Number of the first step, which decides where `ortho_every` falls.
     """
     times: dict[bool, list[float]] = {True: [], False: []}
-    device, recipe = stepper.network.device, stepper.recipe
+    device = stepper.network.device
     for step in range(first, first + steps):
         synchronise(device)
         started = time.perf_counter()
         stepper(*batch, step=step)
         synchronise(device)
-        times[recipe.ortho_strength > 0 and step % recipe.ortho_every == 0].append(
-            time.perf_counter() - started
-        )
+        times[stepper.recipe.is_due(step)].append(time.perf_counter() - started)
     return times
 
 

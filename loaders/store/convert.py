@@ -37,6 +37,7 @@ from npgait.loaders.store.part import allocate, commit, synced_now_and_then
 from npgait.loaders.store.reader import cores
 from npgait.loaders.store.workers import Workers
 
+ARRAY_TASK = 1024  # images of an array that are written at a time
 TASK, AHEAD = 8, 3  # images of a task; tasks a worker has in hand: what a kill may have to redo
 
 
@@ -212,10 +213,10 @@ def _converted(
     """Yield what became of each stretch of images that is not done, in order."""
     first, n = len(job.journal), len(job.listing)
     if isinstance(job.listing, ArrayListing):
-        for i in range(first, n, 1024):
+        for i in range(first, n, ARRAY_TASK):
             if stop():
                 return
-            yield _from_array(job.listing.images[i : i + 1024])
+            yield _from_array(job.listing.images[i : i + ARRAY_TASK])
         return
     if first == n:
         return

@@ -25,25 +25,28 @@ def first_head(job: Job) -> Head:
     n, channels = len(job.listing), job.shape[2]
     s = job.settings
     fitted = f"short side to {s.size} pixels (bicubic), cropped at the centre, upright, RGB"
-    kept = {"raw": fitted, "jpeg": f"{fitted}; JPEG quality {s.quality}"}
-    kept["original"] = f"source files as they were; as read: {fitted}"
+    kept = {
+        "raw": fitted,
+        "jpeg": f"{fitted}; JPEG quality {s.quality}",
+        "original": f"source files as they were; as read: {fitted}",
+    }
     made_by = "as published" if isinstance(job.listing, ArrayListing) else kept[s.store]
     return Head(
-        job.listing.name,
-        job.listing.split,
-        s.store,
-        job.shape,
-        getattr(job.listing, "max_value", 255),
-        made_by,
-        job.plan,
-        job.listing.labels.astype(np.int64),
-        job.listing.classes,
-        _as_bytes(job.listing.names),
-        np.zeros(n, np.uint8),
-        np.zeros(n, np.uint32),
-        np.zeros(channels),
-        np.ones(channels),
-        None if job.raw else np.zeros(n + 1, np.int64),
+        name=job.listing.name,
+        split=job.listing.split,
+        store=s.store,
+        image_shape=job.shape,
+        max_value=getattr(job.listing, "max_value", 255),
+        made_by=made_by,
+        plan=job.plan,
+        labels=job.listing.labels.astype(np.int64),
+        classes=job.listing.classes,
+        sources=_as_bytes(job.listing.names),
+        state=np.zeros(n, np.uint8),
+        checksums=np.zeros(n, np.uint32),
+        mean=np.zeros(channels),
+        std=np.ones(channels),
+        offsets=None if job.raw else np.zeros(n + 1, np.int64),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,12 @@ class Listing:
 
     def reordered(self, order: NDArray[np.int64]) -> Listing:
         """Return the same images in another order."""
-        return Listing(
-            self.name,
-            self.split,
-            [self.names[i] for i in order],
-            self.labels[order],
-            self.classes,
-            self.root,
-            self.archives,
-            None if self.stretches is None else self.stretches[order],
-            None if self.stamps is None else self.stamps[order],
+        return replace(
+            self,
+            names=[self.names[i] for i in order],
+            labels=self.labels[order],
+            stretches=None if self.stretches is None else self.stretches[order],
+            stamps=None if self.stamps is None else self.stamps[order],
         )
 
     def digest(self) -> str:
@@ -105,14 +101,11 @@ class ArrayListing:
 
     def reordered(self, order: NDArray[np.int64]) -> ArrayListing:
         """Return the same images in another order."""
-        return ArrayListing(
-            self.name,
-            self.split,
-            [self.names[i] for i in order],
-            self.labels[order],
-            self.classes,
-            self.images[order],
-            self.max_value,
+        return replace(
+            self,
+            names=[self.names[i] for i in order],
+            labels=self.labels[order],
+            images=self.images[order],
         )
 
     def digest(self) -> str:
@@ -135,7 +128,9 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def labelled(names: Sequence[str], class_names: Sequence[str], classes: Sequence[str]) -> Any:
+def labelled(
+    names: Sequence[str], class_names: Sequence[str], classes: Sequence[str]
+) -> NDArray[np.int64]:
     """Return the labels of images whose classes are known by name.
 
     Raises

@@ -79,7 +79,7 @@ def commit(job: Job, done: list[Done], data: bytes) -> None:
 @contextlib.contextmanager
 def synced_now_and_then(job: Job) -> Iterator[Callable[[], None]]:
     """Give a function that has the disk write out now and then, in the background, and notes it."""
-    last, waiting = time.monotonic(), threading.Event()
+    last, written = time.monotonic(), threading.Event()
     under_way: list[tuple[threading.Thread, int]] = []
     problems: list[OSError] = []
 
@@ -89,17 +89,17 @@ def synced_now_and_then(job: Job) -> Iterator[Callable[[], None]]:
                 sync(job.part)
         except OSError as error:
             problems.append(error)
-        waiting.set()
+        written.set()
 
     def sync_if_due() -> None:
         nonlocal last
-        if under_way and waiting.is_set():
+        if under_way and written.is_set():
             _, n = under_way.pop()
             if problems:
                 raise problems[0]
             job.journal.mark_synced(n)
         if not under_way and time.monotonic() - last > SYNC_SECONDS:
-            waiting.clear()
+            written.clear()
             thread = threading.Thread(target=write_out, daemon=True)
             under_way.append((thread, len(job.journal)))
             thread.start()

@@ -83,7 +83,7 @@ def read_images(
     ahead : int
         Batches read beyond the one that is out. Default: one.
     buffers : list, optional
-        Taken from and given back to, so that the next epoch has not to ask for memory again.
+        Taken from and given back to, so that the next epoch need not ask for memory again.
 
     Raises
     ------

@@ -182,7 +182,7 @@ def _holds_splits(folder: Path) -> bool:
     """Return whether a folder called `train` is a split: among folders of other names it is a class."""
     with os.scandir(folder) as entries:
         names = {
-            entry.name[:-4] if is_tar(entry.name) else entry.name
+            entry.name[: -len(".tar")] if is_tar(entry.name) else entry.name
             for entry in entries
             if entry.name in SPLITS or is_tar(entry.name) or entry.is_dir()
         }
@@ -258,10 +258,10 @@ def _listing(
         names,
         labelled(names, owners, classes),
         classes,
-        str(place),
-        found.archives,
-        numbers if found.archives else None,
-        None if found.archives else numbers,
+        root=str(place),
+        archives=found.archives,
+        stretches=numbers if found.archives else None,
+        stamps=None if found.archives else numbers,
     )
 
 

@@ -1,4 +1,4 @@
-"""Kernels: what NumPy or CuPy does in several passes over memory, or with atomic sums, in one without.
+"""Kernels: in one pass what NumPy or CuPy does in several over memory, or CuPy with atomic sums.
 
 Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
 in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait
@@ -48,7 +48,8 @@ def bias_activation(a: Array, b: Array, slope: float, out: Array | None = None) 
     _check_shapes(a=a.shape, out=y.shape)
     _check_shapes(a=a.shape[-1:], b=b.shape)
     u, real = np.int32(a.shape[-1]), _real(a, slope)
-    rows, y_rows = a.reshape(-1, a.shape[-1]), y.reshape(-1, a.shape[-1])  # which no stretch divides
+    # As rows of u values: a stretch that threads share then holds whole rows.
+    rows, y_rows = a.reshape(-1, a.shape[-1]), y.reshape(-1, a.shape[-1])
     _elementwise("bias_activation", rows, lambda part, n: (rows[part], b, y_rows[part], n, u, real))
     return y
 

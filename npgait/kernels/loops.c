@@ -101,7 +101,6 @@ EXPORT LOOP mirror(const REAL* block, REAL* image, int64 stride, int rows, int c
 
 // --- patches -------------------------------------------------------------------------------------------
 
-#define THE_WINDOW height, width, channels, k, s, top, left, rows, columns
 #define PATCH ((int64)k * k * channels)
 #define IMAGE ((int64)height * width * channels)
 #define WIDE 8  // values that are copied at a time

@@ -1,6 +1,7 @@
-"""Products with patches on a CPU, of a few patches at a time or of none that is ever written.
+"""Products with patches on a CPU, by compiled loops.
 
-Of loops.c, which calls NumPy's own BLAS, and of tiles.c, which is faster, where its tiles fit.
+Those of loops.c cut a few patches at a time and have NumPy's own BLAS multiply them. Those of tiles.c,
+which are faster where their tiles fit, read the image itself and never write a patch.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from npgait.parallel import scratch
 
 Geometry = tuple[int, ...]  # H, W, C, k, stride, top, left, rows, columns
 InTiles = Callable[[np.ndarray, np.ndarray], None]
-PAYS = 0.6  # share of the tiles that has to be of use, from which on they are faster than BLAS
-WORTH_SUMS = 40  # positions of an image, below which sums of wide results are taken up too often
-# Rows of the tiles in tiles.c, by lanes of a register and by their channels.
+PAYS = 0.6  # share of the tiles' values that has to be of use for them to be faster than BLAS
+WORTH_SUMS = 40  # positions of an image: of fewer, results wider than a tile load their sums too often
+# Lanes of a register: channels of a tile: rows of a tile. The tiles that tiles.c has (EACH_TILE).
 HEIGHTS = {8: {24: (7, 9, 6), 32: (6,), 16: (7, 9, 6)}, 4: {12: (4,), 8: (6, 5)}}
 LINE = 64  # bytes of a line of the cache
-BAND, POSITIONS = 24000, 126  # as there
+BAND, POSITIONS = 24000, 126  # as in tiles.c
 
 
-def multiply(x: np.ndarray) -> bool:
-    """Return whether these products can be had for arrays like x."""
+def apply_to(x: np.ndarray) -> bool:
+    """Return whether these loops work on arrays like x."""
     there = array_module(x) is np and library(x.dtype) is not None
     return there and address("gemm", x.dtype) is not None
 
@@ -38,7 +39,7 @@ def patches_times(
 ) -> None:
     """Fill `out` (B, H', W', u) with x_p W; W (k k C, u) may be columns of a larger matrix."""
     columns = np.int32(W.shape[1]), np.int32(_between_rows(W))
-    product = address("gemm", x.dtype), np.int64(len(x)), _some(memory, geometry), *columns
+    product = address("gemm", x.dtype), np.int64(len(x)), _held(memory, geometry), *columns
     _run("patches_times", x, W, out, memory, *product, *geometry)
 
 
@@ -46,7 +47,7 @@ def times_patches(
     d: np.ndarray, x: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill `out` (u, k k C) with d^T x_p, summed over positions and samples."""
-    product = address("gemm", x.dtype), np.int64(len(x)), _some(memory, geometry), np.int32(len(out))
+    product = address("gemm", x.dtype), np.int64(len(x)), _held(memory, geometry), np.int32(len(out))
     _run("times_patches", x, d, out, memory, *product, *geometry)
 
 
@@ -54,7 +55,7 @@ def add_products(
     d: np.ndarray, M: np.ndarray, out: np.ndarray, memory: np.ndarray, geometry: Geometry
 ) -> None:
     """Fill images `out` with the sums of the patches d M that cover their pixels."""
-    product = address("gemm", d.dtype), np.int64(len(d)), _some(memory, geometry), np.int32(len(M))
+    product = address("gemm", d.dtype), np.int64(len(d)), _held(memory, geometry), np.int32(len(M))
     _run("add_products", d, M, out, memory, *product, *geometry)
 
 
@@ -65,7 +66,7 @@ def _between_rows(W: np.ndarray) -> int:
     return lies[1]
 
 
-def _some(memory: np.ndarray, geometry: Geometry) -> np.int32:
+def _held(memory: np.ndarray, geometry: Geometry) -> np.int32:
     """Return how many patches `memory` holds."""
     _, _, channels, k, *_ = geometry
     return np.int32(memory.size // (k * k * channels))

@@ -20,7 +20,8 @@
 #define JOINED(name, lanes) AND_JOINED(name, lanes)
 #define AND_JOINED(name, lanes) name##_##lanes
 
-// The tiles there are: R rows of V registers, all of which and V + 1 more the processor has.
+// The tiles there are: R rows of V registers, all of which and V + 1 more the processor has. HEIGHTS, BAND and POSITIONS
+// in patch_loops.py say the same.
 #if LANES == 8
 #define TARGET "avx512f"
 #define EACH_TILE(DO) DO(6, 2) DO(7, 2) DO(9, 2) DO(6, 3) DO(7, 3) DO(9, 3) DO(6, 4)
@@ -290,7 +291,7 @@ EXPORT TILED void NAME(patches_times_in_tiles)(const REAL* x, const REAL* W, REA
                                                 int u, int tall, int wide, WINDOW) {
 #define PATCHES_TIMES(R, V)             \
     if (tall == R && wide == LANES * V) \
-        patches_times_tiles(R, V, x, W, a, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+        patches_times_tiles(R, V, x, W, a, memory, samples, u, THE_WINDOW);
     EACH_TILE(PATCHES_TIMES)
 }
 
@@ -300,7 +301,7 @@ EXPORT TILED void NAME(times_patches_in_tiles)(const REAL* x, const REAL* d, REA
                                                 int u, int tall, int wide, WINDOW) {
 #define TIMES_PATCHES(R, V)             \
     if (tall == R && wide == LANES * V) \
-        times_patches_tiles(R, V, x, d, P, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+        times_patches_tiles(R, V, x, d, P, memory, samples, u, THE_WINDOW);
     EACH_TILE(TIMES_PATCHES)
 }
 
@@ -311,7 +312,7 @@ EXPORT TILED void NAME(add_products_in_tiles)(const REAL* d, const REAL* M, REAL
                                                 int u, int tall, int wide, WINDOW) {
 #define ADD_PRODUCTS(R, V)              \
     if (tall == R && wide == LANES * V) \
-        add_products_tiles(R, V, d, M, x, memory, samples, u, height, width, channels, k, s, top, left, rows, columns);
+        add_products_tiles(R, V, d, M, x, memory, samples, u, THE_WINDOW);
     EACH_TILE(ADD_PRODUCTS)
 }
 

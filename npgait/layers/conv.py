@@ -17,8 +17,8 @@ import numpy as np
 
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
-from npgait.inverse import InverseSolver
-from npgait.layers.dense import check_implicit, check_inverse, refuse_implicit, with_auxiliary
+from npgait.inverse import InverseSolver, check_inverse
+from npgait.layers.dense import check_implicit, refuse_implicit, with_auxiliary
 from npgait.layers.patch_products import (
     multiplied_in_loops,
     multiplier,
@@ -31,10 +31,10 @@ from npgait.products import column_sums
 from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
-PATCH_BYTES = 256 << 20
-CACHE_BYTES = 4 << 20
-SHARES = 8  # parts that a batch is cut into for threads to share, where memory does not depend on it
-SLICE_OPERATIONS = 1 << 27  # of a slice's product, below which the calls around it would show
+PATCH_BYTES = 256 << 20  # of the patches of one slice of a batch, unless a layer says otherwise
+CACHE_BYTES = 4 << 20  # of the same on a CPU, so that a product finds them in a cache
+SHARES = 8  # slices that a batch is cut into for threads to share, where memory does not depend on it
+SLICE_OPERATIONS = 1 << 27  # least of a slice's product: of fewer, the calls around it would show
 
 
 @dataclass(eq=False)
@@ -276,9 +276,11 @@ class Conv2D:
         return x
 
     def _slices(self, batch: Array, values: int) -> list[slice]:
-        """Return slices of the batch that fit `patch_bytes`, on the CPU a cache, at `values` a position.
+        """Return the slices of the batch that are worked on one at a time, each by one thread.
 
-        On the CPU also enough of them to share out, unless that leaves a slice too little work.
+        What a slice writes, `values` a position, fits `patch_bytes`, and on the CPU a cache. There the
+        slices are also enough to share out, unless that leaves one too little work. Compiled loops need
+        the same memory for any slice: theirs are cut for sharing only.
         """
         rows, columns = self.window.positions
         sample_operations = 2 * rows * columns * self.W.shape[0] * self.used

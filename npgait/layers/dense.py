@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.blas import product
-from npgait.inverse import InverseSolver
+from npgait.inverse import InverseSolver, check_inverse
 from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
@@ -238,15 +238,6 @@ def check_implicit(name: str, implicit: bool, shape: tuple[int, ...], used: int)
         raise ValueError(
             f"{name}: W {shape} of {used} used outputs; with implicit auxiliary units all outputs are "
             "used, and they are no more than the inputs"
-        )
-
-
-def check_inverse(name: str, has_inverse: bool, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError where a layer was not made to have an inverse."""
-    if not has_inverse:
-        raise ValueError(
-            f"{name} has shape {shape} and no inverse; GAIT-prop, TP and ITP need every layer but the "
-            "first square (add auxiliary units, stored or implicit)"
         )
 
 

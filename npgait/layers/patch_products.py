@@ -18,8 +18,7 @@ from npgait.layout import AS_IS, layout
 from npgait.parallel import scratch, zero_padded
 from npgait.products import summed_product, tall_product
 
-SOME_BYTES = 400 << 10  # of patches that loops work on at a time
-
+SOME_BYTES = 400 << 10  # of patches that loops work on at a time, so that they stay in a cache
 
 Products = Callable[[Array, Array], None]
 
@@ -57,7 +56,7 @@ def multiplier(W: Array, window: Window) -> Products:
             in_tiles(np.ascontiguousarray(x), out)
         else:
             x = np.ascontiguousarray(x)
-            patch_loops.patches_times(x, W, out, _some(x, window), where)
+            patch_loops.patches_times(x, W, out, _memory_for_some(x, window), where)
 
     return multiply
 
@@ -91,7 +90,7 @@ def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
         patch_loops.times_patches_in_tiles(d, x, P, scratch(size, x.dtype, x), where)
         return P
     P = np.empty((u, window.patch_size), x.dtype)
-    patch_loops.times_patches(d, x, P, _some(x, window), where)
+    patch_loops.times_patches(d, x, P, _memory_for_some(x, window), where)
     return P.T
 
 
@@ -122,7 +121,7 @@ def product_adder(M: Array, window: Window) -> Products:
             if in_tiles is not None:
                 in_tiles(d, out)
             else:
-                patch_loops.add_products(d, M, out, _some(d, window), where)
+                patch_loops.add_products(d, M, out, _memory_for_some(d, window), where)
 
         return by_loops
     if array_module(M) is not np:
@@ -140,11 +139,11 @@ def product_adder(M: Array, window: Window) -> Products:
 
 
 def multiplied_in_loops(*arrays: Array) -> bool:
-    """Return whether patches of such arrays are multiplied a few at a time."""
-    return patch_loops.multiply(arrays[0]) and len({a.dtype for a in arrays}) == 1
+    """Return whether compiled loops multiply patches of such arrays, a few at a time."""
+    return patch_loops.apply_to(arrays[0]) and len({a.dtype for a in arrays}) == 1
 
 
-def _some(x: Array, window: Window) -> Array:
+def _memory_for_some(x: Array, window: Window) -> Array:
     """Return memory for a few patches."""
     rows, columns = window.positions
     some = max(1, min(len(x) * rows * columns, SOME_BYTES // (window.patch_size * x.itemsize)))

@@ -103,6 +103,11 @@ class Rule:
         grams : sequence of array or None, optional
             W W^T of each layer, where it is at hand.
 
+        Returns
+        -------
+        list of (dW, db)
+            A gradient, to be subtracted; see `bp`.
+
         Raises
         ------
         ValueError

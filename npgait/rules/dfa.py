@@ -27,6 +27,11 @@ def dfa(
         e_L = dLoss/dy_L.
     feedback : sequence of array (u_L, u_l)
         B_l, one a layer; None for the last, which sees e_L itself.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
     """
     updates: list[Update] = []
     walk = zip(reversed(layers), reversed(records), reversed(feedback), strict=True)

@@ -26,6 +26,11 @@ def fa(
         e_L = dLoss/dy_L.
     feedback : sequence of array (n_in, used)
         B_l, one a layer; the first layer's is not used.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
     """
     updates: list[Update] = []
     e = error

@@ -112,6 +112,11 @@ def gait_absolute(
     gamma, normalised
         As in `gait`.
 
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
+
     Raises
     ------
     ValueError

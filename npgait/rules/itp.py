@@ -35,10 +35,16 @@ def itp(
     gamma : float
         Size of the incremental target, 0 < gamma <= 1.
     solver : InverseSolver
+        Makes the product with W^-1.
     grams : sequence of array or None
         W W^T of each layer, where it is at hand.
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
 
     Raises
     ------
@@ -76,6 +82,11 @@ def itp_absolute(
         dLoss/dy_L.
     gamma : float
         Size of the incremental target, 0 < gamma <= 1.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
 
     Raises
     ------

@@ -32,10 +32,16 @@ def tp(
     error : array (B, u_L)
         e_L = y_L - t_L = dLoss/dy_L.
     solver : InverseSolver
+        Makes the product with W^-1.
     grams : sequence of array or None
         W W^T of each layer, where it is at hand.
     trace : callable, optional
         Called with (l, v, s) of every layer that is inverted.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
 
     Raises
     ------
@@ -68,6 +74,11 @@ def tp_absolute(layers: Sequence[Layer], records: Sequence[Record], error: Array
         x, a, y of each layer with the auxiliary units, as `Network.forward(auxiliary=True)` gives.
     error : array (B, u_L)
         dLoss/dy_L.
+
+    Returns
+    -------
+    list of (dW, db)
+        A gradient, to be subtracted; see `bp`.
 
     Raises
     ------
