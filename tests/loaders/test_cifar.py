@@ -207,7 +207,7 @@ def test_labels_of_one_batch_do_not_make_up_for_those_of_the_next(tmp_path):
 @pytest.mark.parametrize("label", [1 << 70, -1, 10, 1.0, True, None, "1", [1]])
 def test_a_label_that_is_no_class_is_refused(label, tmp_path):
     changed_batches(tmp_path, data_batch_1=[0, 1, 2, label])
-    with pytest.raises(DataError, match="label"):
+    with pytest.raises(DataError, match=r"has no list 'labels' of labels|labels lie in 0\.\.10"):
         load("cifar10", tmp_path)
 
 
