@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from npgait.files import replacing, write_text
+from npgait.files import locked, replacing, write_text
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -38,3 +38,23 @@ def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
         with pytest.raises(OSError, match="is no plain file"):
             write_text(tmp_path / name, "new")
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_a_write_leaves_no_descriptor_open(tmp_path):
+    def lowest_free():
+        descriptor = os.open(tmp_path / "a", os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    write_text(tmp_path / "a", "old")
+    before = lowest_free()
+    write_text(tmp_path / "a", "new")
+    assert lowest_free() == before
+
+
+def test_a_lock_is_held_by_one_and_let_go_of_at_the_end(tmp_path):
+    (tmp_path / "a").write_text("")
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+    with locked(tmp_path / "a") as again:
+        assert again

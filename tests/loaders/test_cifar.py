@@ -230,7 +230,7 @@ def test_a_batch_without_images_or_labels_is_refused_by_name(table, tmp_path):
         load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("names", [5, None, [1, 2], {"label_names": 3}, {"label_names": [3]}])
+@pytest.mark.parametrize("names", [5, None, [1, 2], {"label_names": 3}, {"label_names": ["a", 3]}])
 def test_names_of_classes_that_are_not_text_are_refused(names, tmp_path):
     files = {**files_10_python(), "batches.meta": pickle.dumps(names, 2)}
     put(tmp_path, "cifar-10-batches-py", "", files, packed=False)

@@ -208,6 +208,16 @@ def test_a_reader_that_is_dropped_early_leaves_no_thread(store):
     assert threading.active_count() == before
 
 
+def test_the_next_epoch_is_read_into_the_memory_of_the_last(store, pixels):
+    kept = []
+    for size, same in ((9, False), (9, True), (5, True), (20, False)):
+        before = list(kept)
+        for x in read_images(store, [np.arange(size)] * 4, ahead=2, buffers=kept):
+            np.testing.assert_array_equal(x, pixels[:size])
+        assert len(kept) == 3
+        assert ({*map(id, kept)} == {*map(id, before)}) == same
+
+
 def test_an_error_while_reading_reaches_the_consumer(store, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
