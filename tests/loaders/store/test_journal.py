@@ -111,6 +111,7 @@ def test_lines_are_kept_as_far_as_all_their_images_are_wanted(n, kept, path, aft
     j.keep(n)
     assert len(j) == len(list(j.states)) == kept
     assert sorted(j.reasons) == [i for i in (1, 3) if i < kept]
+    assert j.synced == (2 if kept >= 3 else 0)  # as the line behind the first three says
     j.close()
     assert opened(path)[0] == kept
 
@@ -125,6 +126,17 @@ def test_a_journal_of_another_plan_or_of_one_who_is_at_it_is_left_alone(path, af
     j.close()
     assert path.read_bytes() == data
     assert opened(path) == WHOLE
+
+
+def test_a_journal_that_another_took_the_place_of_is_not_written(path, after, monkeypatch):
+    def lock(_):
+        path.unlink()
+        path.write_bytes(b"another's")
+
+    monkeypatch.setattr(journal, "lock", lock)
+    with pytest.raises(BusyError):
+        open_journal(path, HEADER)
+    assert path.read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize("offset", [None, 3])
