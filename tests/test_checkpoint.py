@@ -269,6 +269,10 @@ def test_metrics_of_other_layers_are_damaged(tmp_path):
         lambda c: c.meta.pop("data"),
         lambda c: c.arrays["parameters"].pop("output/W"),
         lambda c: c.arrays["parameters"].update({"output/W": np.zeros((2, 2), np.float32)}),
+        lambda c: c.arrays["parameters"].update({"output/W": np.zeros((1, 1), np.float32)}),
+        lambda c: c.arrays["parameters"].update(
+            {"output/W": c.arrays["parameters"]["output/W"].astype(np.float64)}
+        ),
         lambda c: c.arrays["optimizer"].update({"m0": np.zeros(3)}),
         lambda c: c.arrays["optimizer"].update({"m99": np.zeros(3)}),
         lambda c: c.arrays["optimizer"].update({"m0": np.zeros(())}),

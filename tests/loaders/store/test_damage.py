@@ -16,6 +16,7 @@ import pytest
 from npgait.loaders import DataError
 from npgait.loaders.store import Settings, find_listings, heap, open_store, prepare
 from npgait.loaders.store.inspect import verify
+from npgait.loaders.store.layout import preadv_whole
 from npgait.loaders.store.reader import read_images
 from tests.loaders.store.conftest import make_tree
 
@@ -147,6 +148,13 @@ def test_new_stores_hold_no_heap_and_plain_h5py_gives_their_texts_as_bytes(made)
         assert file.attrs["store"].decode() == "raw"
 
 
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_no_time_stands_in_a_store_so_that_equal_images_make_equal_files(store, stores):
+    path = stores / f"{store}.h5"
+    tables, made = path.read_bytes()[: open_store(path).start], int(path.stat().st_mtime)
+    assert not any((made + d).to_bytes(4, "little") in tables for d in range(-60, 2))
+
+
 def foreign(path, **changes):
     with h5py.File(path, "w") as file:
         for key, value in changes.items():
@@ -275,6 +283,17 @@ def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, 
     with pytest.raises(DataError, match=says) as caught:
         open_store(tmp_path / "x.h5")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_ends_within_what_is_read_of_it_is_an_error_not_a_hang(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    buffers = [bytearray(4), bytearray(4)]
+    with (tmp_path / "x").open("rb") as file:
+        preadv_whole(tmp_path / "x", file.fileno(), buffers, 2)
+        assert b"".join(buffers) == b"23456789"
+        for offset in (3, 9, 99):
+            with pytest.raises(DataError, match="ends within an image"):
+                preadv_whole(tmp_path / "x", file.fileno(), buffers, offset)
 
 
 def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):
