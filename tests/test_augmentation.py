@@ -125,9 +125,10 @@ def test_scaling_is_the_equation_for_every_shape(shape, dtype):
     x = rng.integers(0, 256, shape, dtype=np.uint8)
     scaling = Scaling(rng.normal(size=shape[-1]), rng.uniform(0.1, 2, shape[-1]))
     expected = (x - scaling.shift) * scaling.scale
-    got = scaling.apply(x, np.dtype(dtype))
-    assert got.dtype == dtype
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    for kind in (np.uint8, np.int16, np.float32):
+        got = scaling.apply(x.astype(kind), np.dtype(dtype))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
     grey = scaling_of(x[..., 0] if len(x) else np.ones((2, 3, 3)), "standard")
     np.testing.assert_allclose(
         grey.apply(x[..., 0], np.dtype("float64")), (x[..., 0] - grey.shift) * grey.scale, atol=1e-12
