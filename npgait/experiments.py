@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npgait.config import KEYS, ConfigError, Experiment, make_experiment, nearest
-from npgait.files import read_bytes
+from npgait.files import printable, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong file may
 
@@ -161,7 +161,13 @@ def _toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
-    return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else repr(value)
+    return _toml_text(value) if isinstance(value, str) else repr(value)
+
+
+def _toml_text(text: str) -> str:
+    """Return a text in quotes, as JSON has it but for letters beyond 16 bits: TOML knows no pairs."""
+    parts = (json.dumps(c)[1:-1] if c <= "\uffff" else f"\\U{ord(c):08x}" for c in printable(text))
+    return f'"{"".join(parts)}"'
 
 
 def preset_files() -> dict[str, str]:

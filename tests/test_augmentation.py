@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgait.augmentation import _resized, augment, centre_crop
+from npgait.augmentation import _draw_boxes, _resized, augment, centre_crop
 from npgait.backend import as_array, to_host
 from npgait.data import Preparation, Scaling, array_data, scaling_of
 
@@ -79,6 +79,19 @@ def test_a_resized_crop_is_bilinear(rng):
     np.testing.assert_allclose(out, 2 * y[:, None] + 3 * across, rtol=1e-5)
 
 
+def test_resized_crops_are_8_to_100_percent_of_the_image_at_ratios_of_3_to_4_to_4_to_3(rng):
+    top, left, height, width = _draw_boxes((90, 120), 20_000, rng).T
+    assert min(top.min(), left.min()) >= 0
+    assert (top + height).max() <= 90
+    assert (left + width).max() <= 120
+    share, whole = height * width / (90 * 120), (height < 90) & (width < 120)
+    ratio = width[whole] / height[whole]
+    for values, low, high in ((share, 0.08, 1.0), (ratio, 3 / 4, 4 / 3)):
+        assert low * (1 - 1e-9) <= values.min() < low * 1.02
+        assert 0.98 * high < values.max() <= high * (1 + 1e-9)
+    assert np.corrcoef(top / (90 - height + 1e-9), left / (120 - width + 1e-9))[0, 1] < 0.05
+
+
 def test_the_same_on_every_device(device, rng):
     x = rng.integers(0, 256, (5, 20, 22, 3), dtype=np.uint8)
     for kind in ("crop", "resized"):
@@ -112,9 +125,10 @@ def test_scaling_is_the_equation_for_every_shape(shape, dtype):
     x = rng.integers(0, 256, shape, dtype=np.uint8)
     scaling = Scaling(rng.normal(size=shape[-1]), rng.uniform(0.1, 2, shape[-1]))
     expected = (x - scaling.shift) * scaling.scale
-    got = scaling.apply(x, np.dtype(dtype))
-    assert got.dtype == dtype
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    for kind in (np.uint8, np.int16, np.float32):
+        got = scaling.apply(x.astype(kind), np.dtype(dtype))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
     grey = scaling_of(x[..., 0] if len(x) else np.ones((2, 3, 3)), "standard")
     np.testing.assert_allclose(
         grey.apply(x[..., 0], np.dtype("float64")), (x[..., 0] - grey.shift) * grey.scale, atol=1e-12

@@ -102,7 +102,7 @@ def test_a_file_that_promises_more_than_it_holds_is_refused(tmp_path):
     with h5py.File(tmp_path / "c.h5", "r+") as file:
         del file["parameters/hidden1/W"]
         file.create_dataset("parameters/hidden1/W", shape=(1 << 40,), dtype="f4", chunks=(1024,))
-    with pytest.raises(CheckpointError, match="promises"):
+    with pytest.raises(CheckpointError, match=r"promises \d+ bytes of float32"):
         load_checkpoint(tmp_path / "c.h5")
 
 
@@ -128,6 +128,26 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path_factory, position, bit,
         np.testing.assert_array_equal(
             loaded.arrays["parameters"]["hidden1/W"], sample().arrays["parameters"]["hidden1/W"]
         )
+
+
+@pytest.mark.parametrize("name", ["meta", "parameters/hidden1/W", "optimizer/t", "optimizer/m0"])
+@pytest.mark.parametrize("last", [False, True])
+def test_one_changed_bit_of_any_value_is_noticed(name, last, tmp_path):
+    path = tmp_path / "c.h5"
+    save_checkpoint(path, sample())
+    with h5py.File(path) as file:
+        at = file[name].id.get_offset() + (file[name].nbytes - 1 if last else 0)
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="does not match its digest"):
+        load_checkpoint(path)
+
+
+def test_meta_data_that_are_no_table_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "c.h5", Checkpoint([1], sample().arrays))
+    with pytest.raises(CheckpointError, match="are no table"):
+        load_checkpoint(tmp_path / "c.h5")
 
 
 def session(**values):
@@ -249,6 +269,10 @@ def test_metrics_of_other_layers_are_damaged(tmp_path):
         lambda c: c.meta.pop("data"),
         lambda c: c.arrays["parameters"].pop("output/W"),
         lambda c: c.arrays["parameters"].update({"output/W": np.zeros((2, 2), np.float32)}),
+        lambda c: c.arrays["parameters"].update({"output/W": np.zeros((1, 1), np.float32)}),
+        lambda c: c.arrays["parameters"].update(
+            {"output/W": c.arrays["parameters"]["output/W"].astype(np.float64)}
+        ),
         lambda c: c.arrays["optimizer"].update({"m0": np.zeros(3)}),
         lambda c: c.arrays["optimizer"].update({"m99": np.zeros(3)}),
         lambda c: c.arrays["optimizer"].update({"m0": np.zeros(())}),

@@ -91,6 +91,10 @@ def test_integers_serve_as_floats():
         ('[[experiment]]\nrule = "gate"', ["'rule' is 'gate'", "one of bp, fa, dfa, tp, itp, gait"]),
         ("[[experiment]]\ngamma = 2.0", ["'gamma' is 2.0", "up to 1"]),
         ("[[experiment]]\nauxiliary = false", ["'auxiliary'", "inverts"]),
+        (
+            '[[experiment]]\nimplicit_auxiliary = true\ntargets = "absolute"',
+            ["'implicit_auxiliary'", "stored auxiliary"],
+        ),
         ('[[experiment]]\nname = "../up"', ["'name' is '../up'", "letters"]),
         ('[[experiment]]\nname = "a"\n[[experiment]]\nname = "a"', ["'name'", "'a' is used 2 times"]),
         ("[[experiment]]\nwidths = [3]", ["'widths'", "tower"]),
@@ -110,6 +114,56 @@ def test_a_mistake_is_one_line_naming_file_key_and_what_was_expected(text, parts
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "taken", "refused"),
+    [
+        ("normalisation", ["none"], ["zscore"]),
+        ("image_size", [1], [0, 1 << 24]),
+        ("augmentation", ["crop"], ["mixup"]),
+        ("shuffle_block", [1], [0]),
+        ("network", ["tower"], ["cube"]),
+        ("width", [1], [0, 1 << 24]),
+        ("depth", [1], [0, 10_000]),
+        ("slope", [1, 2.5], [0, -0.1]),
+        ("output_activation", ["linear"], ["relu"]),
+        ("initialisation", ["glorot_normal"], ["zeros"]),
+        ("targets", ["absolute"], ["relative"]),
+        ("gamma", [1], [0, 1.1]),
+        ("inverse_method", ["lu"], ["qr"]),
+        ("inverse_tolerance", [0.5], [0, 1]),
+        ("loss", ["squared_error"], ["hinge"]),
+        ("reduction", ["mean"], ["max"]),
+        ("optimizer", ["sgd", "momentum"], ["lion"]),
+        ("momentum", [0], [-0.1, 1]),
+        ("beta1", [0], [-0.1, 1]),
+        ("beta2", [0], [-0.1, 1]),
+        ("epsilon", [1e-30], [0, "1"]),
+        ("bias_correction", [False], [0]),
+        ("regulariser", ["orthogonal", "conformal"], ["l2"]),
+        ("ortho_strength", [0, 1e4], [-1]),
+        ("ortho_every", [1], [0]),
+        ("batch_size", [1], [0, 1 << 24]),
+        ("checkpoint_minutes", [0], [-1]),
+        ("seed", [0], [-1]),
+        ("dtype", ["float64"], ["float16"]),
+        ("measure_every", [0], [-1]),
+    ],
+)
+def test_every_key_takes_what_lies_in_its_limits_and_nothing_else(key, taken, refused):
+    for value in taken:
+        assert getattr(make_experiment({"name": "x", key: value}, "test"), key) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"test: key '{key}' is "):
+            make_experiment({"name": "x", key: value}, "test")
+
+
+@pytest.mark.parametrize("values", [{"width": 8}, {"depth": 2}])
+@pytest.mark.parametrize("network", ["tower", "imagenet"])
+def test_one_size_that_does_not_apply_is_enough_to_be_told(network, values):
+    with pytest.raises(ConfigError, match=f"'width' and 'depth' do not apply to network '{network}'"):
+        make_experiment({"name": "x", "network": network, **values}, "test")
 
 
 @given(st.text(max_size=200))
@@ -144,7 +198,7 @@ def test_what_is_written_reads_back_equal():
     unusual = make_experiment(
         {
             "name": "odd",
-            "description": 'a "quoted" \\ line\n\ttab é',
+            "description": 'a "quoted" \\ line\n\ttab \x7f é \U0001f600',
             "network": "tower",
             "widths": [9, 4],
         },

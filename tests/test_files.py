@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from npgait.files import replacing, write_text
+from npgait.files import locked, replacing, write_text
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -52,3 +52,23 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path, monkeypa
     with pytest.raises(OSError, match="Read-only") as caught:
         write_text(tmp_path / "report.html", "text")
     assert caught.value.filename == str(tmp_path / "report.html")
+
+
+def test_a_write_leaves_no_descriptor_open(tmp_path):
+    def lowest_free():
+        descriptor = os.open(tmp_path / "a", os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    write_text(tmp_path / "a", "old")
+    before = lowest_free()
+    write_text(tmp_path / "a", "new")
+    assert lowest_free() == before
+
+
+def test_a_lock_is_held_by_one_and_let_go_of_at_the_end(tmp_path):
+    (tmp_path / "a").write_text("")
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+    with locked(tmp_path / "a") as again:
+        assert again

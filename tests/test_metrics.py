@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgait.events import Tally
 from npgait.inverse import InverseSolver
 from npgait.losses import softmax_cross_entropy
 from npgait.metrics import angle, correct_within, measure
@@ -45,6 +46,14 @@ def test_ties_and_nan_count_against_the_network():
     assert correct_within(np.zeros((2, 10)), labels, 5) == 0
     assert correct_within(np.full((2, 10), np.nan), labels, 5) == 0
     assert correct_within(np.array([[1.0, np.nan], [np.nan, 1.0]]), labels, 1) == 0
+
+
+def test_a_tally_counts_the_label_among_the_largest_and_the_five_largest_of_all_batches():
+    tally, y = Tally(), np.tile(np.arange(8.0), (3, 1))
+    tally.add(np.array([1.0, 2.0, 4.0]), y, np.array([7, 3, 2]))  # the 1st, 5th and 6th largest
+    tally.add(np.array([5.0]), y[:1], np.array([7]))
+    assert tally.means("test") == {"test_loss": 3.0, "test_top1": 0.5, "test_top5": 0.75}
+    assert Tally().means("x") == {"x_loss": 0, "x_top1": 0, "x_top5": 0}
 
 
 def measures_of(network, rule, x, labels, grams=None):

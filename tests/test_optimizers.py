@@ -77,6 +77,16 @@ def test_parameters_change_in_place_and_gradients_do_not(kind):
     assert (g == 1).all()
 
 
+@pytest.mark.parametrize("kind", range(4))
+def test_an_array_that_does_not_lie_in_one_piece_is_changed_as_any_other(kind, rng, dtype):
+    whole, g = np.ones((6, 4), dtype), rng.standard_normal((3, 2)).astype(dtype)
+    p = np.ones((3, 2), dtype)
+    make_all()[kind].step([whole[::2, ::2]], [g])
+    make_all()[kind].step([p], [g])
+    np.testing.assert_array_equal(whole[::2, ::2], p)
+    assert (whole[1::2] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -121,6 +121,9 @@ def test_spectral_norm_of_small_and_large_matrices_neither_vanishes_nor_overflow
 
 def test_spectral_norm_of_weights_that_are_not_finite_is_infinite():
     assert spectral_norm(np.full((4, 4), np.nan)) == np.inf
+    one = np.eye(4)
+    one[2, 2] = np.inf
+    assert spectral_norm(one) == np.inf
 
 
 def test_of_a_tall_matrix_the_columns_are_held_orthonormal(rng):

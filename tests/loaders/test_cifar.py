@@ -207,7 +207,7 @@ def test_labels_of_one_batch_do_not_make_up_for_those_of_the_next(tmp_path):
 @pytest.mark.parametrize("label", [1 << 70, -1, 10, 1.0, True, None, "1", [1]])
 def test_a_label_that_is_no_class_is_refused(label, tmp_path):
     changed_batches(tmp_path, data_batch_1=[0, 1, 2, label])
-    with pytest.raises(DataError, match="label"):
+    with pytest.raises(DataError, match=r"has no list 'labels' of labels|labels lie in 0\.\.10"):
         load("cifar10", tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_a_batch_without_images_or_labels_is_refused_by_name(table, tmp_path):
         load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("names", [5, None, [1, 2], {"label_names": 3}, {"label_names": [3]}])
+@pytest.mark.parametrize("names", [5, None, [1, 2], {"label_names": 3}, {"label_names": ["a", 3]}])
 def test_names_of_classes_that_are_not_text_are_refused(names, tmp_path):
     files = {**files_10_python(), "batches.meta": pickle.dumps(names, 2)}
     put(tmp_path, "cifar-10-batches-py", "", files, packed=False)

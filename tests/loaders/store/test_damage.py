@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -15,14 +16,25 @@ import pytest
 from npgait.loaders import DataError
 from npgait.loaders.store import Settings, find_listings, heap, open_store, prepare
 from npgait.loaders.store.inspect import verify
+from npgait.loaders.store.layout import preadv_whole
 from npgait.loaders.store.reader import read_images
+from tests.loaders.store.conftest import make_tree
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A folder with a store of pixels and one of JPEG, of the same images."""
+    folder = tmp_path_factory.mktemp("stores")
+    tree = make_tree(folder / "source", np.random.default_rng(20201117))
+    (listing,) = find_listings("imagenet", tree)
+    for store in ("raw", "jpeg"):
+        prepare(listing, folder / f"{store}.h5", Settings(24, store))
+    return folder
 
 
 @pytest.fixture
-def made(tree, tmp_path):
-    (listing,) = find_listings("imagenet", tree)
-    prepare(listing, tmp_path / "x.h5", Settings(24))
-    return tmp_path / "x.h5"
+def made(stores, tmp_path):
+    return shutil.copy(stores / "raw.h5", tmp_path / "x.h5")
 
 
 def test_every_damaged_image_is_found_and_named(made):
@@ -136,6 +148,13 @@ def test_new_stores_hold_no_heap_and_plain_h5py_gives_their_texts_as_bytes(made)
         assert file.attrs["store"].decode() == "raw"
 
 
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_no_time_stands_in_a_store_so_that_equal_images_make_equal_files(store, stores):
+    path = stores / f"{store}.h5"
+    tables, made = path.read_bytes()[: open_store(path).start], int(path.stat().st_mtime)
+    assert not any((made + d).to_bytes(4, "little") in tables for d in range(-60, 2))
+
+
 def foreign(path, **changes):
     with h5py.File(path, "w") as file:
         for key, value in changes.items():
@@ -145,8 +164,19 @@ def foreign(path, **changes):
                 file[key] = value
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "foreign", "checkpoint", "later", "folder"])
-def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("absent", "there is no such file"),
+        ("text", "no HDF5 file"),
+        ("foreign", "no image store of npgait's"),
+        ("checkpoint", "no image store of npgait's"),
+        ("later", "format version 99; expected 1"),
+        ("folder", "is a folder; expected an image store"),
+        ("pipe", "is no plain file; expected an image store"),
+    ],
+)
+def test_what_is_no_image_store_is_refused_in_one_line(kind, says, made, tmp_path):
     path = tmp_path / "f.h5"
     if kind == "text":
         path.write_text("hello")
@@ -158,14 +188,28 @@ def test_what_is_no_image_store_is_refused_in_one_line(kind, made, tmp_path):
         foreign(path, format="npgait image store", version=99)
     elif kind == "folder":
         path.mkdir()
-    with pytest.raises(DataError) as caught:
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(DataError, match=says) as caught:
         open_store(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hostile", ["huge", "compressed", "external", "virtual", "labels", "link"])
-def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(hostile, made, tmp_path):
+@pytest.mark.parametrize(
+    ("hostile", "says"),
+    [
+        ("huge", r"labels is int64 \(1099511627776,\), or not plainly"),
+        ("compressed", r"sources is \|S64 \(524288,\), or not plainly"),
+        ("external", "its images are uint8"),
+        ("virtual", "labels is a link"),
+        ("link", "images is a link"),
+        ("labels", r"labels in 0\.\.1000000000 for 3 classes"),
+    ],
+)
+def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(
+    hostile, says, made, tmp_path
+):
     shutil.copy(made, tmp_path / "h.h5")
     with h5py.File(tmp_path / "h.h5", "r+") as file:
         if hostile == "huge":
@@ -173,7 +217,7 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(h
             file.create_dataset("labels", (1 << 40,), np.int64, chunks=(1 << 20,))
         elif hostile == "compressed":
             del file["sources"]
-            file.create_dataset("sources", data=np.zeros(1 << 24, "S64"), compression="gzip")
+            file.create_dataset("sources", data=np.zeros(1 << 19, "S64"), compression="gzip")
         elif hostile == "external":
             del file["images"]
             file.create_dataset(
@@ -188,7 +232,7 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(h
             file["images"] = h5py.ExternalLink(str(made), "/images")
         else:
             file["labels"][0] = 10**9
-    with pytest.raises(DataError, match="damaged image store"):
+    with pytest.raises(DataError, match=rf"damaged image store \({says}"):
         open_store(tmp_path / "h.h5")
 
 
@@ -215,20 +259,41 @@ def crafted(path, *, attributes=None, **arrays):
         ("raw", {"attributes": {"version": 1.5}}, "format version 1.5"),
         ("raw", {"attributes": {"image_shape": (24.5, 24, 3)}}, "three whole numbers"),
         ("raw", {"attributes": {"image_shape": (24, 24)}}, "three whole numbers"),
+        ("raw", {"attributes": {"image_shape": (24, 24, 2)}}, r"shape \(24, 24, 2\)"),
+        ("raw", {"attributes": {"image_shape": (24, 0, 3)}}, r"shape \(24, 0, 3\)"),
+        ("raw", {"attributes": {"image_shape": (23, 24, 3)}}, r"expected uint8 \(21, 23, 24, 3\)"),
         ("raw", {"attributes": {"max_value": 300}}, "largest value 300"),
+        ("raw", {"attributes": {"max_value": 0}}, "largest value 0"),
+        ("raw", {"attributes": {"store": "png"}}, "store 'png'"),
+        ("raw", {"labels": -1}, r"labels in -1\.\.-1 for 3 classes"),
+        ("raw", {"labels": 3}, r"labels in 3\.\.3 for 3 classes"),
+        ("raw", {"mean": np.nan}, "mean or standard deviation"),
+        ("raw", {"std": 0}, "mean or standard deviation"),
         ("jpeg", {"attributes": {"image_shape": (16, 20, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (16000, 16000, 3)}}, "expected squares of up to 4096"),
         ("jpeg", {"attributes": {"image_shape": (24, 24, 1)}}, "expected squares of up to 4096"),
+        ("jpeg", {"offsets": 5}, "out of order"),
+        ("jpeg", {"offsets": np.arange(22)[::-1]}, "out of order"),
         ("jpeg", {"offsets": 0, "checksums": 0}, "an image that should be good has no bytes"),
     ],
 )
-def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, tree, tmp_path):
-    (listing,) = find_listings("imagenet", tree)
-    prepare(listing, tmp_path / "x.h5", Settings(24, store))
+def test_a_store_that_says_what_cannot_be_is_refused_in_one_line(store, change, says, stores, tmp_path):
+    shutil.copy(stores / f"{store}.h5", tmp_path / "x.h5")
     crafted(tmp_path / "x.h5", **change)
     with pytest.raises(DataError, match=says) as caught:
         open_store(tmp_path / "x.h5")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_ends_within_what_is_read_of_it_is_an_error_not_a_hang(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    buffers = [bytearray(4), bytearray(4)]
+    with (tmp_path / "x").open("rb") as file:
+        preadv_whole(tmp_path / "x", file.fileno(), buffers, 2)
+        assert b"".join(buffers) == b"23456789"
+        for offset in (3, 9, 99):
+            with pytest.raises(DataError, match="ends within an image"):
+                preadv_whole(tmp_path / "x", file.fileno(), buffers, offset)
 
 
 def test_a_store_cut_short_while_it_is_in_use_is_an_error_not_garbage(made):

@@ -75,6 +75,13 @@ def test_batches_hold_the_images_asked_for_in_that_order(store, pixels, numbers,
         np.testing.assert_array_equal(x, pixels[batch])
 
 
+def test_a_store_of_one_image_of_one_class_is_a_store(pixels, tmp_path):
+    listing = ArrayListing("mine", "train", ["0"], np.zeros(1, np.int64), ("a",), pixels[:1])
+    prepare(listing, tmp_path / "x.h5", Settings())
+    (x,) = read_images(open_store(tmp_path / "x.h5"), [np.arange(1)])
+    np.testing.assert_array_equal(x, pixels[:1])
+
+
 def test_long_runs_are_read_whole(store, pixels, monkeypatch):
     monkeypatch.setattr("npgait.loaders.store.reader.MAX_VECTOR", 7)
     (x,) = read_images(store, [np.arange(N)], threads=2)
@@ -206,6 +213,16 @@ def test_a_reader_that_is_dropped_early_leaves_no_thread(store):
         next(reader)
         reader.close()
     assert threading.active_count() == before
+
+
+def test_the_next_epoch_is_read_into_the_memory_of_the_last(store, pixels):
+    kept = []
+    for size, same in ((9, False), (9, True), (5, True), (20, False)):
+        before = list(kept)
+        for x in read_images(store, [np.arange(size)] * 4, ahead=2, buffers=kept):
+            np.testing.assert_array_equal(x, pixels[:size])
+        assert len(kept) == 3
+        assert ({*map(id, kept)} == {*map(id, before)}) == same
 
 
 def test_an_error_while_reading_reaches_the_consumer(store, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -92,3 +93,10 @@ def test_numbers_beyond_all_bounds_are_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="is none of the 1") as caught:
         read_truth(tmp_path / "truth", ["a.jpg"])
     assert len(str(caught.value)) < 300
+
+
+def test_numbers_without_scipy_say_what_to_install(read, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    (tmp_path / "meta.mat").write_bytes(b"")
+    with pytest.raises(DataError, match=r"takes SciPy: pip install 'npgait\[devkit\]'"):
+        read("1\n", "a.jpg")
