@@ -262,11 +262,17 @@ RUN = [sys.executable, "-m", "npgait"]
 LONG = ["-e", "gait", "--set", "epochs=12", "--set", "depth=3", "--no-plots", "--device", "cpu"]
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    subprocess.run([*RUN, "run", "-q", "--out", folder, *LONG], check=True, capture_output=True)
+    return folder
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)])
-def test_a_signal_saves_and_resuming_ends_bit_identical(number, tmp_path):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    subprocess.run([*RUN, "run", "-q", "--out", straight, *LONG], check=True, capture_output=True)
+def test_a_signal_saves_and_resuming_ends_bit_identical(number, straight, tmp_path):
+    stopped = tmp_path / "stopped"
     process = subprocess.Popen(
         [*RUN, "run", "--out", stopped, *LONG], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -364,8 +370,9 @@ def test_a_name_that_the_output_has_no_letters_for_is_no_traceback(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
     folder = tmp_path / "r"
-    every_batch = ["--set", "checkpoint_minutes=0", "--set", "epochs=2", "--set", "batch_size=16"]
-    process = subprocess.Popen([*RUN, "run", "-q", "--out", folder, *LONG, *every_batch])
+    options = [*LONG, "--set", "epochs=2", "--set", "batch_size=32"]
+    every_batch = ["--set", "checkpoint_minutes=0"]
+    process = subprocess.Popen([*RUN, "run", "-q", "--out", folder, *options, *every_batch])
     checkpoint = folder / "gait" / "checkpoint.h5"
     while not checkpoint.exists():
         assert process.poll() is None
@@ -377,8 +384,8 @@ def test_a_killed_run_loses_no_more_than_the_time_between_checkpoints(tmp_path):
     assert progress["step"] > 0
     subprocess.run([*RUN, "resume", "-q", folder], check=True, capture_output=True)
     straight = tmp_path / "straight"
-    command = [*RUN, "run", "-q", "--out", straight, *LONG, *every_batch[2:]]
-    subprocess.run([*command, "--set", "checkpoint_minutes=0"], check=True, capture_output=True)
+    command = [*RUN, "run", "-q", "--out", straight, *options]
+    subprocess.run(command, check=True, capture_output=True)
     one, two = weights(folder / "gait"), weights(straight / "gait")
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name])
