@@ -105,8 +105,10 @@ def report(runs: Sequence[Path], out: Path) -> None:
 
 def read_groups(runs: Sequence[Path]) -> list[Group]:
     """Return the experiments of all runs, repetitions together."""
-    once = {run.resolve(): run for run in reversed(runs)}  # however it is spelt
-    return group_repetitions([t for run in reversed(once.values()) for t in read_run(run)])
+    once: dict[Path, Path] = {}
+    for run in runs:
+        once.setdefault(run.resolve(), run)  # however it is spelt
+    return group_repetitions([t for run in once.values() for t in read_run(run)])
 
 
 def table(groups: Sequence[Group]) -> str:
