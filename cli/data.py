@@ -27,6 +27,9 @@ from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
 
 path_type = NamedPath()
+threads_option = click.option(
+    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
+)
 
 
 @click.group(short_help="Make, check, show and time image stores.")
@@ -169,9 +172,7 @@ def _report(outcome: Outcome) -> None:
 
 @data.command("verify", short_help="Check every image of FILE against its checksum.")
 @click.argument("file", type=path_type)
-@click.option(
-    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
-)
+@threads_option
 @click.option("--quiet", "-q", is_flag=True, help="Show the result only.")
 def verify_command(file: Path, threads: int, quiet: bool) -> None:
     """Check every image of FILE against its checksum; the status is 1 if one is damaged."""
@@ -241,9 +242,7 @@ def _shortened(names: list[str], most: int = 20) -> str:
     type=click.IntRange(1, 65536),
     help="Images of a batch.",
 )
-@click.option(
-    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
-)
+@threads_option
 @click.option(
     "--block",
     default=32,

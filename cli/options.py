@@ -71,8 +71,7 @@ def choose_device(spec: str, precision: str | None) -> Device:
 
 def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:
     """Return a function that loads the data set of an experiment, each once."""
-    context = click.get_current_context(silent=True)  # None where a program calls
-    source = context.get_parameter_source("data_dir") if context is not None else None
+    given = _is_data_given()
 
     @functools.cache
     def load_once(name: str, image_size: int) -> Dataset | StoredDataset:
@@ -80,7 +79,7 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
             return load(name, data_dir, image_size=image_size)
         except DataError:
             # NPGAIT_DATA is there for the others, and so is what a run noted down of it.
-            if name != INCLUDED or source is ParameterSource.COMMANDLINE:
+            if name != INCLUDED or given:
                 raise
             return load(name)
 
@@ -92,6 +91,14 @@ def data_of_run(recorded: str | None, data_dir: Path | None) -> Path | None:
 
     NPGAIT_DATA does not count: by now it may name other data than the run began with.
     """
-    if click.get_current_context().get_parameter_source("data_dir") == ParameterSource.COMMANDLINE:
+    if _is_data_given():
         return data_dir
     return Path(recorded) if recorded else None
+
+
+def _is_data_given() -> bool:
+    """Return whether --data stands on the command line; NPGAIT_DATA is no more than a default."""
+    context = click.get_current_context(silent=True)  # None where a program calls
+    return (
+        context is not None and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
+    )

@@ -138,7 +138,7 @@ def _lines(
         if not x:
             continue
         y = np.array([[member[at] for at in x] for member in members])
-        style = (MARKERS if len(x) == 1 else LINES)[number // len(COLOURS) % len(LINES)]
+        style = _style(number, MARKERS if len(x) == 1 else LINES)
         middle, low, high = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
         (shown[group.label],) = axes.plot(x, middle, style, color=_colour(number), label=group.label)
         if len(members) > 1 and len(x) == 1:  # a band as wide as a point is none
@@ -169,10 +169,8 @@ def _angle_by_layer(groups: Sequence[Group]) -> Figure | None:
         x = np.array([l for l, _ in kept]) + (place - (len(angles) - 1) / 2) * width
         bars = (middle - low, high - middle)
         number = numbers[label]
-        style = MARKERS[number // len(COLOURS) % len(MARKERS)]
-        shown[label] = axes.errorbar(
-            x, middle, bars, fmt=style, capsize=3, color=_colour(number), label=label
-        )
+        fmt, colour = _style(number, MARKERS), _colour(number)
+        shown[label] = axes.errorbar(x, middle, bars, fmt=fmt, color=colour, capsize=3, label=label)
     axes.set(xticks=range(len(names)), ylabel="angle to BP (degrees)")
     _from_zero(axes)
     axes.set_xticklabels(names, rotation=30, ha="right")
@@ -234,3 +232,8 @@ def _add_legend(figure: Figure, shown: Mapping[str, Any]) -> None:
 def _colour(number: int) -> str:
     """Return the colour of line `number`, the same in every figure."""
     return COLOURS[number % len(COLOURS)]
+
+
+def _style(number: int, styles: Sequence[str]) -> str:
+    """Return the style of line `number`: another one each time that all colours have been used."""
+    return styles[number // len(COLOURS) % len(styles)]

@@ -125,6 +125,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return raw
 
 
+def stamp(about: os.stat_result) -> tuple[int, int]:
+    """Return the size of a file, in bytes, and the time of its last change, in ns."""
+    return about.st_size, about.st_mtime_ns
+
+
 def can_be_file(name: str) -> bool:
     """Return whether this process can name a file so: not every locale has every letter."""
     try:

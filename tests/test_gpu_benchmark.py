@@ -79,36 +79,37 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
 
 
-def test_after_an_error_of_cuda_nothing_more_is_run(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+@pytest.fixture
+def timed_with(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    """Time three batches, the second of which fails in CUDA; return what is said, and the table."""
+
     class CUDARuntimeError(RuntimeError):
         pass
 
-    def measure(experiments, device, data_dir, steps):
-        if experiments[0].batch_size == 16:
-            raise CUDARuntimeError("cudaErrorIllegalAddress")
-        return {"experiments": [row(e.name) for e in experiments]}
+    def timed(message):
+        def measure(experiments, device, data_dir, steps):
+            if experiments[0].batch_size == 16:
+                raise CUDARuntimeError(message)
+            return {"experiments": [row(e.name) for e in experiments]}
 
-    monkeypatch.setattr(script, "measure", measure)
-    report = script.Report("card", tmp_path / "gpu")
-    assert not script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: 0.0)
-    table = (tmp_path / "gpu.md").read_text()
+        monkeypatch.setattr(script, "measure", measure)
+        report = script.Report("card", tmp_path / "gpu")
+        good = script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: 0.0)
+        return good, (tmp_path / "gpu.md").read_text()
+
+    return timed
+
+
+def test_after_an_error_of_cuda_nothing_more_is_run(timed_with):
+    good, table = timed_with("cudaErrorIllegalAddress")
+    assert not good
     assert table.count("cudaErrorIllegalAddress") == 1
     assert table.count("not run: the device had failed") == 3
 
 
-def test_memory_that_cuda_has_not_leaves_out_one_case(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
-    class CUDARuntimeError(RuntimeError):
-        pass
-
-    def measure(experiments, device, data_dir, steps):
-        if experiments[0].batch_size == 16:
-            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
-        return {"experiments": [row(e.name) for e in experiments]}
-
-    monkeypatch.setattr(script, "measure", measure)
-    report = script.Report("card", tmp_path / "gpu")
-    assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: 0.0)
-    table = (tmp_path / "gpu.md").read_text()
+def test_memory_that_cuda_has_not_leaves_out_one_case(timed_with):
+    good, table = timed_with("cudaErrorMemoryAllocation: out of memory")
+    assert good
     assert table.count("out of memory") == 2
     assert "not run" not in table
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from npgait.files import shown
+from npgait.files import shown, stamp
 from npgait.loaders.dataset import DataError
 
 UNKNOWN = (-1, -1)  # size and time of what cannot be looked at; converting it says why
@@ -76,7 +76,7 @@ def files_in_folder(
                 if stat.S_ISDIR(about.st_mode):
                     waiting.append(_Folder(path, (key, folder.above), entry.is_symlink()))
                 elif stat.S_ISREG(about.st_mode):
-                    yield path, (about.st_size, about.st_mtime_ns)
+                    yield path, stamp(about)
 
 
 def _is_among(key: tuple[int, int], above: tuple) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npgait.files import shown
+from npgait.files import shown, stamp
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.heap import try_heap
 
@@ -189,7 +189,7 @@ def _look_at(path: Path, file: Any, about: os.stat_result) -> Store:
         start = size
     if start is None or start + images.nbytes > size:
         raise ValueError("cut short: its images end beyond the end of the file")
-    return Store(path, head, start, digest, (size, about.st_mtime_ns))
+    return Store(path, head, start, digest, stamp(about))
 
 
 def _read_head(file: Any, size: int) -> Head:

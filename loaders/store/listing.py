@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npgait.files import shown
+from npgait.files import shown, stamp
 from npgait.loaders.dataset import DataError
 
 
@@ -79,8 +79,7 @@ class Listing:
         """Return the SHA-256 of sizes and times of files: a conversion goes on with those it began."""
         stamps = self.stamps
         if stamps is None:
-            about = [os.stat(path) for path in self.archives]
-            stamps = np.array([(one.st_size, one.st_mtime_ns) for one in about], dtype=np.int64)
+            stamps = np.array([stamp(os.stat(path)) for path in self.archives], dtype=np.int64)
         return _digest([], stamps, [])
 
 

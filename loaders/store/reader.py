@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npgait.files import stamp
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.decode import BadImageError, decode
 from npgait.loaders.store.layout import Store, preadv_whole
@@ -169,8 +170,7 @@ def open_images(store: Store) -> int:
         descriptor = os.open(store.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(f"{store.path}: cannot be opened ({error.strerror})") from error
-    about = os.fstat(descriptor)
-    if (about.st_size, about.st_mtime_ns) != store.stamp:
+    if stamp(os.fstat(descriptor)) != store.stamp:
         os.close(descriptor)
         raise DataError(f"{store.path}: has been changed, cut short or replaced since it was opened")
     return descriptor

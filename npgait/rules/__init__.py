@@ -215,7 +215,7 @@ def default_gamma(name: str, normalised: bool) -> float:
 def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
     """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
     own, shapes = network.feedback, _feedback_shapes(name, network.layers)
-    if shapes is None or (own and [None if B is None else B.shape for B in own] == shapes):
+    if shapes is None or (own and _shapes(own) == shapes):
         return own
     return draw_feedback(name, network, rng)
 
@@ -245,14 +245,18 @@ def _feedback_shapes(name: str, layers: Sequence[Layer]) -> list[tuple[int, int]
     return None
 
 
+def _shapes(feedback: Sequence[Array | None]) -> list[tuple[int, ...] | None]:
+    return [None if B is None else B.shape for B in feedback]
+
+
 def _check_feedback(name: str, layers: Sequence[Layer], feedback: Sequence[Array | None]) -> None:
     """Raise a ValueError where feedback weights are not of the shapes that a rule needs.
 
     Without some of them FA would be backpropagation in part; the first layer's FA does not use.
     """
-    expected, own = _feedback_shapes(name, layers), [None if B is None else B.shape for B in feedback]
-    if name == "fa":
-        own[:1] = [None] * len(own[:1])
+    expected, own = _feedback_shapes(name, layers), _shapes(feedback)
+    if name == "fa" and own:
+        own[0] = None
     if own != expected:
         raise ValueError(
             f"feedback weights of {name!r} are {own}; expected {expected}, as "
