@@ -84,14 +84,16 @@ def _targets(
         if rule.auxiliary:  # absolute targets: all units, by LU
             total += 2 / 3 * n**3 + 2.0 * (rows[l] + (n if is_conv else 0)) * n**2
             continue
-        total += 2.0 * rows[l] * n * layer.used
+        by_lu = l in reports and reports[l].method == "lu"
+        if is_conv or not by_lu:  # d W^T, which LU does without, or the patches that are summed
+            total += 2.0 * rows[l] * n * layer.used
         if l in reports:  # of a convolution the first u rows of W^-1 are made, not each patch's product
             total += _solve(reports[l], n, layer.W.shape[1], layer.used if is_conv else batch_size)
     return total
 
 
 def _solve(report: SolveReport, n: int, m: int, rows: int) -> float:
-    """Return the operations of z = d W^-1, W (n, m), beyond those of d W^T."""
+    """Return the operations of z = d W^-1, W (n, m), beyond those of d W^T, which LU does without."""
     if report.method == "lu":
         return 2 / 3 * n**3 + 2.0 * rows * n**2
     if report.method == "normal":

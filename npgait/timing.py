@@ -141,33 +141,41 @@ class TimedLayer:
 
 
 def time_parts(network: Network, recipe: Recipe, batch: Batch, *, steps: int) -> dict[str, float]:
-    """Return the seconds a step spends in each of `PARTS`, the medians of `steps` steps.
+    """Return the mean seconds a step spends in each of `PARTS`.
 
-    Each part waits for the device, so that on a GPU their sum exceeds a step's time.
+    From the medians of `steps` steps with the regulariser, and of as many without. Each part waits for
+    the device, so that on a GPU their sum exceeds a step's time.
     """
-    laps: list[Laps] = []
-    for step in range(steps):
-        lap = Laps(network.device)
-        # All that a step asks of a layer it finds in the proxy; parameters stay the network's own.
-        timed: list[Any] = [TimedLayer(layer, lap) for layer in network.layers]
-        lap.start()
-        train_step(
-            Network(timed, network.feedback), recipe, *batch, step=step * recipe.ortho_every, lap=lap
-        )
-        laps.append(lap)
-    seconds = {part: median(lap.seconds[part] for lap in laps) for part in PARTS}
-    seconds["regulariser"] /= recipe.ortho_every
-    return seconds
+    every = recipe.ortho_every
+    kinds = [
+        [_laps(network, recipe, batch, step).seconds for _ in range(steps)]
+        for step in range(min(every, 2))  # 0 has the regulariser, 1 has not
+    ]
+    due, plain = ({part: median(s[part] for s in kinds[k]) for part in PARTS} for k in (0, -1))
+    return {part: (due[part] + (every - 1) * plain[part]) / every for part in PARTS}
 
 
-def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int, SolveReport]:
-    """Return how a step makes the product with W^-1 of each layer, by number of layer."""
+def _laps(network: Network, recipe: Recipe, batch: Batch, step: int) -> Laps:
+    """Return the laps of one step."""
+    laps = Laps(network.device)
+    # All that a step asks of a layer it finds in the proxy; parameters stay the network's own.
+    timed: list[Any] = [TimedLayer(layer, laps) for layer in network.layers]
+    copy = Network(timed, network.feedback)
+    laps.start()
+    train_step(copy, recipe, *batch, step=step, lap=laps)
+    return laps
+
+
+def inverse_reports(
+    network: Network, recipe: Recipe, batch: Batch, *, step: int = 0
+) -> dict[int, SolveReport]:
+    """Return how the step of that number makes the product with W^-1 of each layer, by layer."""
     rule = recipe.rule
     if rule.inverting_walk is None or rule.auxiliary:
         return {}
     reports: list[SolveReport] = []
     solver = rule.solver.fresh(reports)
-    coupled = recipe.ortho_strength > 0 and recipe.ortho_every == 1 and not recipe.decoupled
+    coupled = recipe.is_due(step) and not recipe.decoupled
     grams = [gram(layer.W) if coupled and layer.has_inverse else None for layer in network.layers]
     records = network.forward(batch[0])
     _, error = recipe.loss(records[-1].y, batch[1])
@@ -176,10 +184,10 @@ def inverse_reports(network: Network, recipe: Recipe, batch: Batch) -> dict[int,
 
 
 def step_memory(network: Network, recipe: Recipe, batch: Batch) -> int:
-    """Return the most bytes that parameters, optimizer, batch and one step take together."""
+    """Return the most bytes that parameters, feedback, optimizer, batch and one step take together."""
     device = network.device
-    state = recipe.optimizer.state().values()
-    held = sum(array.nbytes for array in (*network.parameters(), *state, *batch))
+    state, feedback = recipe.optimizer.state().values(), network.named_feedback().values()
+    held = sum(array.nbytes for array in (*network.parameters(), *feedback, *state, *batch))
     if device.is_gpu:
         return held + memory_taken(device, lambda: train_step(network, recipe, *batch))
     tracemalloc.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from functools import partial
 
 import numpy as np
@@ -11,13 +12,14 @@ from click.testing import CliRunner
 
 from npgait import models
 from npgait.backend import CPU
+from npgait.cli import bench
 from npgait.cli.bench import choose
+from npgait.cli.bench_report import report
 from npgait.cli.main import cli
 from npgait.config import ConfigError
-from npgait.costs import step_cost
-from npgait.inverse import SolveReport
+from npgait.costs import Cost, step_cost
 from npgait.losses import softmax_cross_entropy
-from npgait.optimizers import SGD, Adam
+from npgait.optimizers import Adam
 from npgait.rules import bind
 from npgait.timing import (
     PARTS,
@@ -35,60 +37,6 @@ def recipe(rule, strength=0.0, optimizer=None, **options):
     return Recipe(
         bind(rule), softmax_cross_entropy, optimizer or Adam(1e-4), ortho_strength=strength, **options
     )
-
-
-def test_the_operations_of_backpropagation_are_those_of_its_products():
-    network = models.square(7, 3, width=5, depth=2, auxiliary=False)
-    cost = step_cost(network, recipe("bp"), 11, {})
-    assert cost.forward == 2 * 11 * (7 * 5 + 5 * 5 + 5 * 3)
-    assert cost.updates == cost.forward
-    assert cost.targets == 2 * 11 * (5 * 5 + 5 * 3)
-    assert cost.regulariser == 0
-    assert cost.optimizer_bytes == 7 * 4 * (7 * 5 + 5 + 5 * 5 + 5 + 5 * 3 + 3)
-    assert step_cost(network, recipe("bp", optimizer=SGD(0.1)), 11, {}).optimizer_bytes * 7 == (
-        cost.optimizer_bytes * 3
-    )
-
-
-def test_the_savings_of_the_difference_form_are_counted():
-    network = models.square(7, 3, width=5, depth=1)
-    reports = {1: SolveReport("series", 2, 0.0)}
-    cost = step_cost(network, recipe("gait", 1.0, ortho_every=2), 11, reports)
-    assert cost.forward == 2 * 11 * (7 * 5 + 5 * 3)  # used units only
-    assert cost.targets == 2 * 11 * 5 * 3 + 2 * (2 * 11 * 5 * 5)
-    assert cost.regulariser == 3 * 5**3 / 2  # the output layer; W W^T is half a product
-    lu = step_cost(network, recipe("gait"), 11, {1: SolveReport("lu", 0, 0.0)})
-    assert lu.targets == pytest.approx(2 * 11 * 5 * 3 + 2 / 3 * 5**3 + 2 * 11 * 5 * 5)
-
-
-def test_convolutions_are_counted_by_their_patches():
-    network = models.imagenet((32, 32, 3), 4, auxiliary=False)
-    first = network.layers[0]
-    rows = 5 * 8 * 8
-    alone = step_cost(network, recipe("bp"), 5, {}).forward
-    rest = sum(2 * 5 * int(np.prod(layer.shape_out[:-1])) * layer.W.size for layer in network.layers[1:])
-    assert alone - rest == 2 * rows * first.W.size == 2 * rows * 243 * 24
-
-
-def test_implicit_units_cost_what_the_used_ones_cost():
-    stored, implicit = (models.square(20, 3, depth=1, auxiliary=a) for a in (True, "implicit"))
-    costs = [step_cost(n, recipe("gait", 1.0), 8, {}).regulariser for n in (stored, implicit)]
-    assert costs == [3 * 20**3 * 2, 3 * 20**3 + 3 * 20 * 3**2]
-
-
-@pytest.mark.parametrize(
-    ("method", "terms", "solve"),
-    [
-        ("normal", 0, 2 / 3 * 4**3 + 2 * 8 * 4**2),
-        ("series", 3, 3 * 2 * 8 * 4**2),
-        ("qr", 0, 4 * 4**2 * (20 - 4 / 3) + 2 * 8 * 4**2),
-    ],
-)
-def test_ways_to_the_inverse_of_a_tall_matrix_are_counted_by_hand(method, terms, solve):
-    network = models.square(20, 4, depth=1, auxiliary="implicit")  # its output: 20 inputs, 4 classes
-    reports = {1: SolveReport(method, terms, 0.0)}
-    cost, none = (step_cost(network, recipe("gait"), 8, r).targets for r in (reports, {}))
-    assert cost - none == pytest.approx(solve, rel=1e-6)
 
 
 def test_the_machine_is_measured():
@@ -155,7 +103,152 @@ def test_bench_prints_tables_and_json(monkeypatch):
     for row in rows.values():
         assert row["seconds"] > row["floor_seconds"] > 0
         assert set(row["parts_seconds"]) == {*PARTS, "loader"}
+        cost, seconds, rate = row["cost"], row["seconds"], row["product_rate"]
+        assert cost["operations"] == sum(
+            cost[part] for part in ("forward", "targets", "updates", "regulariser")
+        )
+        floor = cost["operations"] / rate + cost["optimizer_bytes"] / result["bandwidth"]
+        assert row["floor_seconds"] == pytest.approx(floor)
+        assert row["share_of_floor"] == pytest.approx(floor / seconds)
+        assert row["share_of_product_rate"] == pytest.approx(cost["operations"] / seconds / rate)
+        assert row["samples_per_second"] == pytest.approx(row["batch_size"] / seconds)
+        assert row["ratio_to_bp"] == pytest.approx(seconds / rows["bp"]["seconds"])
+        ratio = cost["operations"] / rows["bp"]["cost"]["operations"]
+        assert row["operations_to_bp"] == pytest.approx(ratio)
     assert result["product_rate"]["float32"] > 0
+
+
+def timed(name="one", rule="gait", seconds=0.5, **values):
+    """What the bench keeps of an experiment, made by hand."""
+    kept = {
+        "experiment": types.SimpleNamespace(name=name, rule=rule, dtype="float32"),
+        "batch": (np.zeros((6, 2)), np.zeros(6)),
+        "cost": Cost(1e9, 2e9, 3e9, 4e9, 5e8),
+        "rates": [4e10, 1e10, 2e10],
+        "seconds": seconds,
+        "memory": 3 << 20,
+        "stepper": types.SimpleNamespace(replayed=2, refused=""),
+        "parts": {part: number / 1e3 for number, part in enumerate(PARTS, start=1)},
+        "loader_seconds": 0.007,
+    }
+    return types.SimpleNamespace(**(kept | values))
+
+
+def test_ratios_are_to_the_backpropagation_that_stands_above():
+    rest = {"cost": Cost(2e9, 0, 0, 0, 0)}
+    rows = bench._rows(
+        [
+            timed("bp", "bp", 0.25, cost=Cost(5e9, 0, 0, 0, 0)),
+            timed("gait", "gait"),
+            timed("other-bp", "bp", 2.0, **rest),
+            timed("other", "gait"),
+        ],
+        1e9,
+    )
+    assert [row["ratio_to_bp"] for row in rows] == [1, 2, 1, 0.25]
+    assert [row["operations_to_bp"] for row in rows] == [1, 2, 1, 5]
+
+
+def test_the_tables_show_each_number_in_its_column_and_unit():
+    row = {
+        "name": "one",
+        "seconds": 0.5,
+        "samples_per_second": 12,
+        "cost": {"operations": 3e9},
+        "share_of_product_rate": 0.3,
+        "share_of_floor": 0.4,
+        "ratio_to_bp": 1.5,
+        "operations_to_bp": 2.5,
+        "peak_bytes": 7 << 20,
+        "replay_refused": "",
+        "parts_seconds": {part: n / 1e3 for n, part in enumerate((*PARTS, "loader"), start=1)},
+    }
+    result = {
+        "product_rate": {"float32": 8e9},
+        "bandwidth": 9e9,
+        "environment": {"loops": "compiled"},
+        "experiments": [row, row | {"name": "two", "replay_refused": "no room"}],
+    }
+    lines = report(result).splitlines()
+    assert lines[0] == "this machine: products 8 GFLOP/s float32; memory 9.0 GB/s; loops: compiled"
+    table = [line.split() for line in lines if line.startswith(("one", "experiment"))]
+    assert table[1] == ["one", "500.0", "12", "3.00", "30%", "40%", "1.50", "2.50", "7", "MiB"]
+    assert table[2] == ["experiment", *PARTS, "loader"]
+    assert table[3] == ["one", "1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0"]
+    assert [line for line in lines if "CUDA" in line] == ["two: not replayed from a CUDA graph: no room"]
+
+
+def test_a_step_s_cost_is_the_mean_over_steps_with_w_w_t_at_hand_and_without():
+    network = models.square(9, 3, width=8, depth=1)
+    network.layers[1].W[0, 0] *= 1.01
+    made = recipe("gait", 0.5, ortho_every=3)
+    batch = np.ones((5, 9), np.float32), np.arange(5) % 3
+    session = types.SimpleNamespace(network=network, recipe=made)
+    due, plain = (
+        step_cost(network, made, 5, inverse_reports(network, made, batch, step=step)) for step in (0, 1)
+    )
+    assert due.targets != plain.targets
+    cost = bench._cost(timed(session=session, batch=batch))
+    assert cost.targets == pytest.approx((due.targets + 2 * plain.targets) / 3)
+    assert cost.regulariser == due.regulariser
+
+
+@pytest.mark.parametrize(("every", "count"), [(1, 2), (5, 5)])
+def test_each_round_times_the_steps_after_the_last_round_s_from_the_weights_of_the_first(
+    every, count, monkeypatch
+):
+    network = models.square(9, 3, width=8, depth=1)
+    weights = [p.copy() for p in network.parameters()]
+    seen = []
+
+    def time_steps(stepper, batch, *, steps, first):
+        seen.append((steps, first))
+        for p, before in zip(network.parameters(), weights, strict=True):
+            np.testing.assert_array_equal(p, before)
+            p += 1
+        return {True: [1.0], False: [2.0]}
+
+    monkeypatch.setattr(bench, "time_steps", time_steps)
+    monkeypatch.setattr(bench, "time_parts", lambda *args, **options: {"forward": 3.0})
+    monkeypatch.setattr(bench, "product_rate", lambda *args: 4.0)
+    costs = iter(range(10))
+    monkeypatch.setattr(bench, "_cost", lambda t: next(costs))
+    t = bench.Timed(
+        types.SimpleNamespace(name="one", batch_size=5, ortho_every=every, ortho_strength=0.1),
+        types.SimpleNamespace(network=network, recipe=None),
+        None, (), 0.0, 0, weights,
+    )  # fmt: skip
+    for number in range(3):
+        bench._time_round(t, number, 2, CPU)
+    assert seen == [(count, 0), (count, count), (count, 2 * count)]
+    assert t.times == {True: [1.0] * 3, False: [2.0] * 3}
+    assert (t.costs, t.rates, len(t.laps)) == (list(range(6)), [4.0] * 6, 3)
+
+
+def test_cost_time_and_parts_are_the_mean_and_the_medians_of_the_rounds():
+    t = bench.Timed(types.SimpleNamespace(ortho_every=4), None, None, (), 0.0, 0, [])
+    t.costs = [Cost(n, 2 * n, 3 * n, 4 * n, 5 * n) for n in (1, 2, 6)]
+    t.times = {True: [5.0, 50.0, 4.0], False: [1.0, 1.0, 9.0]}
+    t.laps = [dict.fromkeys(PARTS, n) for n in (1.0, 7.0, 2.0)]
+    assert t.cost == Cost(3, 6, 9, 12, 15)
+    assert t.seconds == (5 + 3 * 1) / 4
+    assert t.parts == dict.fromkeys(PARTS, 2.0)
+
+
+def test_the_loader_s_time_is_the_median_wait_for_a_batch_after_one_that_warms_up(monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(bench, "time", clock)
+    waits = iter([100, 1, 2, 3, 40, 50])
+
+    class Data:
+        def shuffled(self, size, streams):
+            for number in range(4):
+                clock.now += next(waits)
+                yield (number,)
+
+    session = types.SimpleNamespace(network=types.SimpleNamespace(device=CPU), streams=None)
+    assert bench._time_loader(Data(), 8, session) == ((0,), 3)
 
 
 def test_bench_says_which_experiment_diverges_with_status_1_and_without_warnings():

@@ -141,6 +141,8 @@ def test_same_padding_is_tensorflows_with_the_odd_pixel_at_the_bottom_and_right(
     ("sizes", "message"),
     [
         ((4, 4, 1, 5, 1, "VALID"), "does not fit an image of 4 x 4"),
+        ((4, 9, 1, 5, 1, "VALID"), "does not fit an image of 4 x 9"),
+        ((9, 4, 1, 5, 1, "VALID"), "does not fit an image of 9 x 4"),
         ((0, 4, 1, 3, 1, "SAME"), "at least 1"),
         ((4, 4, 1, 3, 0, "SAME"), "at least 1"),
         ((4, 4, 1, 3, 1, "FULL"), "use SAME or VALID"),
