@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgait import augmentation
 from npgait.augmentation import _draw_boxes, _resized, augment, centre_crop
 from npgait.backend import as_array, to_host
 from npgait.data import Preparation, Scaling, array_data, scaling_of
@@ -52,6 +53,34 @@ def test_an_image_no_larger_than_the_crop_is_padded_with_zeros(rng):
     assert set(np.unique(out)) == {0, 9}
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24), (24, 16)])
+def test_a_padded_crop_is_a_window_of_the_image_with_its_padding_or_its_mirror_image(height, width, rng):
+    """Padded where the image is no larger than the crop, and cut where it is."""
+    x = np.arange(1, height * width + 1, dtype=np.int32).reshape(1, height, width, 1)
+    pads = [2 if n == 16 else 0 for n in (height, width)]
+    padded = np.pad(x[0, ..., 0], [(n, n) for n in pads])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (16, 16)).reshape(-1, 256)
+    known = {w.tobytes() for w in windows} | {
+        np.ascontiguousarray(w.reshape(16, 16)[:, ::-1]).tobytes() for w in windows
+    }
+    crops = augment(np.repeat(x, 300, axis=0), "crop", (16, 16), rng)
+    assert {np.ascontiguousarray(crop[..., 0]).tobytes() for crop in crops} <= known
+
+
+def test_a_large_batch_is_resized_a_part_at_a_time_to_what_it_would_be_at_once(rng, monkeypatch):
+    x = rng.integers(0, 256, (7, 12, 10, 3), dtype=np.uint8)
+    expected = augment(x, "resized", (8, 9), np.random.default_rng(7))
+    monkeypatch.setattr(augmentation, "AT_ONCE", 3 * 10 * 8)
+    parts = []
+    resized = augmentation._resized
+    monkeypatch.setattr(
+        augmentation, "_resized", lambda x, *args: parts.append(len(x)) or resized(x, *args)
+    )
+    got = augment(x, "resized", (8, 9), np.random.default_rng(7))
+    np.testing.assert_array_equal(got, expected)
+    assert parts == [3, 3, 1]
+
+
 def test_half_of_the_images_are_flipped(rng):
     x = np.tile(np.arange(8, dtype=np.uint8)[None, None, :, None], (2000, 4, 1, 1))
     out = augment(x, "crop", (4, 4), rng)
@@ -89,6 +118,8 @@ def test_resized_crops_are_8_to_100_percent_of_the_image_at_ratios_of_3_to_4_to_
     for values, low, high in ((share, 0.08, 1.0), (ratio, 3 / 4, 4 / 3)):
         assert low * (1 - 1e-9) <= values.min() < low * 1.02
         assert 0.98 * high < values.max() <= high * (1 + 1e-9)
+    small = np.log(width / height)[share < 0.3]  # of those that no side of the image has cut
+    assert abs(small.mean()) < 4 * small.std() / len(small) ** 0.5  # wide as often as high
     assert np.corrcoef(top / (90 - height + 1e-9), left / (120 - width + 1e-9))[0, 1] < 0.05
 
 
@@ -103,6 +134,7 @@ def test_the_same_on_every_device(device, rng):
 def test_the_centre_is_cut_where_nothing_is_left_to_chance(rng):
     x = rng.integers(0, 256, (2, 9, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(centre_crop(x, (5, 4)), x[:, 2:7, 2:6])
+    np.testing.assert_array_equal(centre_crop(x, (6, 5)), x[:, 1:7, 1:6])  # the odd pixel is cut last
     prepare = Preparation(
         Scaling(), np.dtype("float32"), array_data(x, [0, 0]).prepare.device, (5, 4, 3), (5, 4), "crop"
     )

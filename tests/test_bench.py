@@ -71,6 +71,7 @@ def test_reports_are_of_the_layers_that_are_inverted(rng):
 def test_the_mean_step_weighs_regularised_steps_by_how_often_they_come():
     assert mean_step({True: [5.0], False: [1.0, 1.0, 9.0]}, 4) == 2.0
     assert mean_step({True: [], False: [3.0]}, 1) == 3.0
+    assert mean_step({True: [3.0], False: []}, 1) == 3.0
 
 
 def test_every_network_on_the_bench_begins_with_backpropagation():

@@ -11,7 +11,7 @@ from npgait.kernels import patch_loops
 from npgait.layers import patch_products
 from npgait.layers.patch_products import multiplier, patches_transposed_times, product_adder
 from npgait.layers.patches import Window, add_patches, cut_patches, geometry
-from tests.support import both, needs_loops
+from tests.support import both, needs_loops, relative
 
 most_lanes = patch_loops.register_lanes(np.dtype(np.float32))
 needs_tiles = pytest.mark.skipif(
@@ -183,6 +183,36 @@ def test_an_array_of_another_size_is_refused_and_never_read_beyond(wrong, rng, l
         d = d[:, :7]
     with pytest.raises(ValueError, match=rf"{wrong} has shape \(2, 7, 8"):
         patches_transposed_times(x, d, window)
+
+
+@pytest.mark.parametrize("u", [4, 24])  # by BLAS, and in tiles where there are any
+def test_images_errors_and_weights_may_be_views(u, rng, loops):
+    window = Window(8, 8, 24, 3)
+    x = rng.standard_normal((4, 24, 8, 8)).transpose(0, 2, 3, 1)[::2]
+    d = rng.standard_normal((4, u, 8, 8)).transpose(0, 2, 3, 1)[::2]
+    W = rng.standard_normal((u, 216)).T
+    out, images = np.empty((2, 8, 8, u)), np.empty((2, 8, 8, 24))
+    multiplier(W, window)(x, out)
+    product_adder(W.T[:, ::-1], window)(d, images)
+    P = patches_transposed_times(x, d, window)
+    x, d, W = map(np.ascontiguousarray, (x, d, W))
+    patches = cut_patches(x, window)
+    rows, rounding = d.reshape(-1, u), 216 * np.finfo(np.float64).eps  # values of a sum
+    assert relative(out, (patches @ W).reshape(out.shape)) < rounding
+    assert relative(images, add_patches(rows @ W.T[:, ::-1], window)) < rounding
+    assert relative(P, patches.T @ rows) < rounding
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 7, 4), (1, 8, 8, 4), (2, 8, 8, 5)])
+def test_what_is_to_be_filled_has_to_be_of_the_products_shape_and_in_one_piece(shape, rng, loops):
+    window, W = Window(8, 8, 2, 3), rng.standard_normal((18, 4))
+    x, d = rng.standard_normal((2, 8, 8, 2)), rng.standard_normal((2, 8, 8, 4))
+    with pytest.raises(ValueError, match="out has shape"):
+        multiplier(W, window)(x, np.empty(shape))
+    with pytest.raises(ValueError, match="out has strides"):
+        multiplier(W, window)(x, np.empty((2, 8, 8, 8))[..., :4])
+    with pytest.raises(ValueError):
+        product_adder(W.T, window)(d, np.empty((2, 8, 7, 2)))
 
 
 def test_patches_of_another_size_are_refused(rng, loops):

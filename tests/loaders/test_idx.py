@@ -49,12 +49,19 @@ def test_the_real_sets_are_read(name, first, shared_data):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("dotted", [True, False])
-@pytest.mark.parametrize("sub", ["", "kmnist", "KMNIST/raw"])
+@pytest.mark.parametrize("sub", ["", "kmnist", "KMNIST", "KMNIST/raw"])
 def test_files_are_found_in_every_customary_spelling_and_place(zipped, dotted, sub, tmp_path):
     write_set(tmp_path / sub, zipped=zipped, dotted=dotted, value=9)
     data = load("kmnist", tmp_path)
     assert data.train_x.shape == (12, 4, 5)
     assert (data.test_x == 9).all()
+
+
+def test_a_folder_that_is_called_as_a_file_is_passed_over(tmp_path):
+    write_set(tmp_path, value=3)
+    for path in list(tmp_path.iterdir()):
+        path.with_suffix("").mkdir()
+    assert (load("mnist", tmp_path).test_x == 3).all()
 
 
 def test_a_folder_of_the_set_s_own_name_wins_over_files_of_another_set(tmp_path):
