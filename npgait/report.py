@@ -59,7 +59,7 @@ def report_page(groups: Sequence[Group], header: Sequence[str], rows: Sequence[S
         "<h2>Figures</h2>",
         _figures(groups),
     ]
-    if changed and len(groups) > 1:
+    if changed:
         cells = [
             [group.label, *(_plain(values[number]) for values in changed.values())]
             for number, group in enumerate(groups)

@@ -86,12 +86,17 @@ def test_a_live_line_counts_the_batches_and_shows_each_tenth_loss_and_the_last(
 @pytest.mark.parametrize("columns", range(1, 60))
 def test_a_live_line_takes_the_room_there_is_and_cuts_no_item(columns, monkeypatch):
     bar = LiveLine(
-        total=9, desc="gait 2/4", ncols=columns, bar_format="{desc}{postfix}", disable=False, file=Null()
+        total=9,
+        desc="gait 2/4",
+        ncols=columns,
+        bar_format="{desc} 9 it/s{postfix}",
+        disable=False,
+        file=Null(),
     )
     bar.items = {"loss": "loss 1", "train": "train 2", "test": "test 3", "left": "4 left"}
-    whole = ["gait 2/4, loss 1, train 2, test 3, 4 left", "gait 2/4, loss 1, train 2, test 3",
-             "gait 2/4, loss 1, test 3", "gait 2/4, test 3", "gait 2/4"]  # fmt: skip
-    fits = [line for line in whole if len(line) <= columns]
+    behind = (", loss 1, train 2, test 3, 4 left", ", loss 1, train 2, test 3", ", loss 1, test 3",
+              ", test 3", "")  # fmt: skip
+    fits = [line for items in behind if len(line := "gait 2/4 9 it/s" + items) <= columns]
     assert str(bar) == (fits[0] if fits else "gait 2/4"[-columns:])
     bar.close()
 

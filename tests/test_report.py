@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgait.comparison import Group, Trained, changed_settings, group_repetitions
+from npgait.comparison import Group, Trained, changed_settings, group_repetitions, read_run
 from npgait.config import make_experiment
 from npgait.figures import as_svg, four_figures, loss_figures
 from npgait.report import TITLES, report_page
+from npgait.run_folder import CONFIG, INFO, RunFolderError, write_metrics
 
 
 def trained(seed=0, *, name="gait", folder="runs/a", epochs=2, **settings):
@@ -65,6 +66,7 @@ def test_a_mean_is_over_the_seeds_that_have_the_number_and_of_one_there_is_no_sp
         ([trained(0, name="g-seed0"), trained(1, name="g-seed1")], {"g": 2}),
         ([trained(0, name="g-seed0x"), trained(1, name="g-seed0y")], {"g-seed0x, g-seed0y": 2}),
         ([trained(0, name="g-seed0"), trained(0, name="h-seed0")], {"g": 1, "h": 1}),
+        ([trained(s, name=f"{n}-seed{s}") for n in "gh" for s in (0, 1)], {"g": 2, "h": 2}),
         ([trained(0, name="g"), trained(0, name="g-seed0")], {"g (g)": 1, "g (g-seed0)": 1}),
         ([trained(0, gamma=0.1), trained(0, gamma=0.2)], {"gait (1)": 1, "gait (2)": 1}),
         ([trained(0), trained(1, epochs=3)], {"gait (epoch 2)": 1, "gait (epoch 3)": 1}),
@@ -78,6 +80,28 @@ def test_a_mean_is_over_the_seeds_that_have_the_number_and_of_one_there_is_no_sp
 def test_a_label_tells_a_group_from_the_others_by_no_more_than_it_takes(members, expected):
     groups = group_repetitions(members)
     assert {group.label: len(group.members) for group in groups} == expected
+
+
+def test_a_folder_is_called_by_its_name_from_wherever_it_is_given(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    groups = group_repetitions([trained(folder="."), trained(folder="../there")])
+    assert [group.label for group in groups] == ["gait (here)", "gait (there)"]
+
+
+@pytest.mark.parametrize("info", ['{"npgait": "1.0"}', "[1]"])
+def test_a_run_is_the_experiments_that_have_numbers_and_one_without_any_is_said_to_be(info, tmp_path):
+    names = '[[experiment]]\nname = "a"\n[[experiment]]\nname = "b"\n'
+    (tmp_path / CONFIG).write_text(names)
+    (tmp_path / INFO).write_text(info)
+    with pytest.raises(RunFolderError, match="no experiment has finished an epoch yet"):
+        read_run(tmp_path)
+    (tmp_path / "b").mkdir()
+    write_metrics(tmp_path / "b", trained().epochs)
+    (read,) = read_run(tmp_path)
+    assert (read.experiment.name, read.folder) == ("b", tmp_path)
+    assert [row["epoch"] for row in read.epochs] == [1, 2]
+    assert read.info == ({"npgait": "1.0"} if "npgait" in info else {})
 
 
 def test_what_differs_between_groups_is_shown_with_the_value_of_each():

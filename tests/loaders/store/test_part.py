@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import threading
 import types
 
@@ -68,7 +69,11 @@ def test_room_is_asked_for_what_is_missing_of_store_and_journal_and_nothing_more
     free(monkeypatch, needed)
     part.allocate(job)
     free(monkeypatch, part.JOURNAL_BYTES * 50)
-    part.allocate(job)  # it has its room
+    part.allocate(job)  # it has its room,
+    job.part.unlink()
+    job.part.touch()
+    os.truncate(job.part, 4130)
+    part.allocate(job)  # even where it takes none on the disk yet
     job.journal.extend(range(20))
     free(monkeypatch, part.JOURNAL_BYTES * 30 - 1)
     with pytest.raises(OSError, match="make room"):
