@@ -204,7 +204,7 @@ def test_the_page_s_tables_hold_results_changes_settings_and_environments():
     assert (dict(one)["command"], dict(one)["commit"]) == ("npgait run", "-")
     summaries = [html.unescape(s) for s in re.findall(r"<summary>(.*?)</summary>", page)]
     assert summaries == ["a<b>", "c", "runs/a", "runs/b"]
-    assert "<b>" not in page
+    assert "<b>" not in page and "name &amp; more" in page
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert captions == [TITLES[name] for name in four_figures(groups)]
     assert "<h1>npgait: a, b</h1>" in page and "<title>npgait: a, b</title>" in page
