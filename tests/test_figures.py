@@ -86,8 +86,16 @@ def test_one_epoch_has_one_tick_and_the_spread_of_its_seeds():
             len([tick for tick in axes.get_xticks() if axes.get_xlim()[0] < tick < axes.get_xlim()[1]])
             == 1
         )
+        assert axes.lines[0].get_marker() in "os^D"  # a line of one point is none
     (bar,) = figures["train-accuracy"].axes[0].containers[0].lines[2]
     np.testing.assert_allclose(bar.get_segments()[0][:, 1], [25, 50])
+
+
+def test_a_seed_that_was_not_measured_takes_no_other_seed_s_angles_away():
+    measured, bare = trained(seed=0).members + trained(seed=1).members
+    bare = Trained(bare.folder, bare.experiment, bare.epochs, {})
+    axes = drawn(Group("bp", [measured, bare]))["angle"].axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[10, 20]]
 
 
 @pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (1e-5, 0.5, 0.0), (80.0, 100.0, 0.0)])

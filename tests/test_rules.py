@@ -16,6 +16,7 @@ from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.metrics import angle
 from npgait.models import cifar10
 from npgait.network import Network
+from npgait.orthogonality import gram
 from npgait.rules import bind, draw_feedback
 from tests.support import batch, dense_network, relative, worst
 
@@ -478,3 +479,32 @@ def test_an_error_of_another_precision_gives_updates_of_the_weights_own(kind, na
     got = rule(network.layers, records, error)
     assert {array.dtype for update in got for array in update} == {np.dtype("float32")}
     assert worst(got, rule(network.layers, records, error.astype("float32"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "sizes"),
+    [
+        (rules.tp, {}, [1, 1, 1]),
+        (rules.itp, {"gamma": 0.1}, [0.1, 0.1**2, 0.1**3]),
+        (rules.gait, {"gamma": 0.1, "normalised": False}, [0.1, 0.1**2, 0.1**3]),
+    ],
+)
+def test_each_layer_is_given_its_own_gram_and_traced_by_its_number_and_nudge(rule, options, sizes, rng):
+    network = dense_network(rng, away=0.1)
+    x, labels = batch(rng, network)
+    records = network.forward(x)
+    _, error = squared_error(records[-1].y, labels)
+    grams = [gram(layer.W) for layer in network.layers]
+    given, traced = [], []
+
+    class Solver(InverseSolver):
+        def __call__(self, d, W, G=None, *, name="W"):
+            given.append((name, next(l for l, own in enumerate(grams) if own is G)))
+            return super().__call__(d, W, G, name=name)
+
+    rule(
+        network.layers, records, error, **options, solver=Solver(), grams=grams,
+        trace=lambda l, v, s: traced.append((l, float(s))),
+    )  # fmt: skip
+    assert given == [(f"layer{l}", l) for l in (3, 2, 1)]
+    assert traced == [(l, pytest.approx(s)) for l, s in zip((3, 2, 1), sizes, strict=True)]

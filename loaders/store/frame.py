@@ -129,8 +129,6 @@ class _Memory(io.RawIOBase):
 
     def stretch(self, first: int, last: int) -> bytes:
         """Return the bytes from `first` up to `last`."""
-        if last <= first:
-            return b""
         numbers = range(first // PAGE, -(-last // PAGE))
         whole = b"".join(self.pages.get(number, bytes(PAGE)) for number in numbers)
         return whole[first % PAGE : first % PAGE + last - first]

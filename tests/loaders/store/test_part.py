@@ -8,13 +8,14 @@ import os
 import threading
 import types
 
+import h5py
 import numpy as np
 import pytest
 
 from npgait.loaders.store import frame, part
 from npgait.loaders.store.frame import PAGE
 from npgait.loaders.store.journal import Done
-from npgait.loaders.store.layout import GOOD, SKIPPED
+from npgait.loaders.store.layout import GOOD, SKIPPED, Head
 
 
 class Journal(list):
@@ -196,3 +197,27 @@ def test_a_file_in_memory_is_a_file(rng):
     memory.seek(7)
     assert memory.truncate() == memory.size == 7
     assert memory.truncate(20) == memory.size == 20
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_a_frame_is_an_hdf5_file_without_times_and_takes_no_memory_for_the_images(store, monkeypatch):
+    memory = frame._Memory()
+    monkeypatch.setattr(frame, "_Memory", lambda: memory)
+    n, room = 2, 2 * 2048 * 2048 * 3
+    head = Head(
+        "set", "train", store, (2048, 2048, 3), 255, "made by hand", "plan", np.arange(n), ("a", "b"),
+        np.array([b"a/1", b"b/2"]), np.zeros(n, np.uint8), np.arange(n, dtype=np.uint32), np.ones(3),
+        np.ones(3), None if store == "raw" else np.array([0, 10, room]),
+    )  # fmt: skip
+    made = frame.frame(head, room)
+    assert len(memory.pages) < room // PAGE // 4
+    whole = io.BytesIO(made.before + bytes(room) + made.behind)
+    with h5py.File(whole, "r") as file:
+        images = file["images" if store == "raw" else "encoded"]
+        assert images.shape == ((n, 2048, 2048, 3) if store == "raw" else (room,))
+        assert images.id.get_offset() == len(made.before)
+        # A time would make another file of the same images a second later.
+        assert {h5py.h5g.get_objinfo(d.id).mtime for d in file.values()} == {0}
+        assert file.attrs["digest"].decode() == head.digest()
+        for name in ("labels", "state", "checksums", "mean", "std"):
+            np.testing.assert_array_equal(file[name][()], getattr(head, name))
