@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Array, array_module
-from npgait.inverse import InverseSolver, SingularWeightsError, SolveReport
+from npgait.inverse import ErrorsNotFiniteError, InverseSolver, SingularWeightsError, SolveReport
 from npgait.metrics import angle
 from npgait.network import Layer, Network, Update
 from npgait.orthogonality import gram, residual, scale_of, spectral_norm
@@ -91,7 +91,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
             if not e.implicit_auxiliary:
                 whole = network.forward(x, auxiliary=True)
                 absolute = bind("gait", targets="absolute", **options)(network.layers, whole, error)
-        except SingularWeightsError as problem:
+        except (SingularWeightsError, ErrorsNotFiniteError) as problem:
             findings.append(Finding(str(problem), "WRONG"))
     layers = [
         LayerCheck(

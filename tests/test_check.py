@@ -63,6 +63,17 @@ def test_singular_weights_are_wrong_and_named():
     assert any(finding.wrong and "hidden3" in finding.text for finding in findings)
 
 
+@pytest.mark.parametrize("where", ["W", "b"])
+def test_weights_that_are_not_finite_are_wrong_and_the_check_goes_on(where):
+    session, x, labels = session_of("gait")
+    getattr(session.network.layers[1], where)[..., 3] = np.nan
+    layers, findings = check_session(session, x, labels)
+    assert [layer.name for layer in layers] == ["hidden1", "hidden2", "hidden3", "output"]
+    wrong = [finding.text for finding in findings if finding.wrong]
+    assert any("the loss is not finite" in text for text in wrong)
+    assert any("errors that reach output are not finite" in text for text in wrong)
+
+
 @pytest.mark.parametrize("method", ["transpose", "local_update"])
 def test_a_wrong_equation_is_seen(method, monkeypatch):
     original = getattr(Dense, method)

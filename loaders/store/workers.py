@@ -18,6 +18,7 @@ from npgait.loaders.store.worker import skipped
 PROGRAM = "from npgait.loaders.store.worker import main; main()"
 Where = tuple[str, int, int | None]
 SECONDS = 60.0  # for one image
+START_SECONDS = 60.0  # until a process is ready
 STARTS, FIRST_WAIT = 5, 0.2  # tries to start a process; seconds between the first, then twice as many
 TRIES = 3  # of an image alone: what ended its process may have come from outside
 
@@ -134,7 +135,7 @@ class Workers:
         )
         self._processes.add(process)
         try:
-            _line(process, SECONDS)  # that it is ready
+            _line(process, START_SECONDS)  # that it is ready
         except _WorkerLostError:
             self._drop(process)
             raise
@@ -152,7 +153,7 @@ def _line(process: subprocess.Popen, seconds: float) -> bytes:
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN | select.POLLHUP)
     if not poll.poll(1000 * seconds):
-        raise _WorkerLostError(f"decoding took more than {SECONDS:.0f} s")
+        raise _WorkerLostError(f"took more than {seconds:.0f} s")
     line = process.stdout.readline()
     if not line.endswith(b"\n"):
         raise _WorkerLostError(f"the decoder crashed ({_reason(process)})")

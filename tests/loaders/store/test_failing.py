@@ -180,6 +180,26 @@ def test_an_image_that_takes_too_long_is_skipped_alone(tree, tmp_path, monkeypat
     assert "took more than" in outcome.report.read_text()
 
 
+def test_a_process_that_starts_slowly_is_not_taken_for_an_image_that_takes_too_long(
+    tree, tmp_path, monkeypatch
+):
+    from npgait.loaders.store import workers
+
+    monkeypatch.setattr(workers, "PROGRAM", "import time; time.sleep(4); " + workers.PROGRAM)
+    monkeypatch.setattr(workers, "SECONDS", 3.0)
+    assert convert_tree(tree, tmp_path / "x.h5").skipped == 0
+
+
+def test_a_process_that_is_never_ready_is_said_to_be_so(tree, tmp_path, monkeypatch):
+    from npgait.loaders.store import workers
+
+    monkeypatch.setattr(workers, "PROGRAM", "import time; time.sleep(99)")
+    monkeypatch.setattr(workers, "START_SECONDS", 0.6)
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
+    with pytest.raises(workers.WorkerError, match=r"did not start: took more than 1 s"):
+        convert_tree(tree, tmp_path / "x.h5")
+
+
 def test_workers_that_do_not_start_are_an_error_not_a_skip(tree, tmp_path, monkeypatch):
     from npgait.loaders.store import workers
 
