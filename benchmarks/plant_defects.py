@@ -373,7 +373,7 @@ DEFECTS = [
     Defect("plans: no terms to spare", "npgait/plans.py",
            "max(terms + SPARE, FEWEST)", "terms", "tests/test_gpu_path.py"),
     Defect("layout: the stride of one row is believed", "npgait/layout.py",
-           "down, right = m * size if n == 1 else down, n * size if m == 1 else right\n", "\n", CONV),
+           "down = m * size if n == 1 else down\n", "\n", CONV),
     Defect("patches: the strides of one column are believed", "npgait/layers/patches.py",
            "w = channels * padded.itemsize", "w = padded.strides[2]", CONV),
     Defect("loops: foreign byte order read as the machine's", "npgait/kernels/loops.py",

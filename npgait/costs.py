@@ -84,11 +84,13 @@ def _targets(
         if rule.auxiliary:  # absolute targets: all units, by LU
             total += 2 / 3 * n**3 + 2.0 * (rows[l] + (n if is_conv else 0)) * n**2
             continue
-        by_lu = l in reports and reports[l].method == "lu"
-        if is_conv or not by_lu:  # d W^T, which LU does without, or the patches that are summed
+        report, m = reports.get(l), layer.W.shape[1]
+        if is_conv or report is None or report.method != "lu":  # d W^T, which LU does without, or d W^-1
             total += 2.0 * rows[l] * n * layer.used
-        if l in reports:  # of a convolution the first u rows of W^-1 are made, not each patch's product
-            total += _solve(reports[l], n, layer.W.shape[1], layer.used if is_conv else batch_size)
+        if report is not None:  # a convolution makes the first u rows of W^-1, not each patch's product
+            total += _solve(report, n, m, layer.used if is_conv else batch_size)
+            if is_conv and n > m and report.method != "refinement":  # (W^T W)^-1 W^T
+                total += 2.0 * layer.used * n * m
     return total
 
 

@@ -14,7 +14,7 @@ def layout(A: Array) -> tuple[int, int] | None:
     nothing: NumPy lets it be anything.
     """
     (n, m), (down, right), size = A.shape, A.strides, A.itemsize
-    down, right = m * size if n == 1 else down, n * size if m == 1 else right
+    down = m * size if n == 1 else down
     if (right == size or m == 1) and down >= m * size and down % size == 0:
         return AS_IS, down // size
     if (down == size or n == 1) and right >= n * size and right % size == 0:

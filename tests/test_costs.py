@@ -178,3 +178,22 @@ def test_ways_to_the_inverse_of_a_tall_matrix_are_counted_by_hand(method, terms,
     reports = {1: SolveReport(method, terms, 0.0)}
     cost, none = (step_cost(network, recipe("gait"), 8, r).targets for r in (reports, {}))
     assert cost - none == pytest.approx(solve, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "terms", "solve"),
+    [
+        ("normal", 0, 2 / 3 * 6**3 + 2 * 6 * 6**2 + 2 * 6 * 16 * 6),
+        ("series", 3, 3 * 2 * 6 * 6**2 + 2 * 6 * 16 * 6),
+        ("refinement", 3, 3 * 4 * 6 * 16 * 6),
+        ("qr", 0, 4 * 6**2 * (16 - 6 / 3) + 2 * 6 * 6**2 + 2 * 6 * 16 * 6),
+    ],
+)
+def test_a_convolution_of_a_tall_matrix_makes_the_rows_of_the_pseudo_inverse(method, terms, solve):
+    window = Window(6, 5, 4, kernel=2, stride=2)
+    layer = Conv2D(*weights(16, 6), window, implicit=True)
+    below = Conv2D(*weights(18, 4), Window(6, 5, 2, kernel=3))
+    network = Network([below, layer, Dense(*weights(54, 4), shape_in=(3, 3, 6), implicit=True)])
+    reports = {1: SolveReport(method, terms, 0.0)}
+    cost, none = (cost_of(network, "gait", r).targets for r in (reports, {}))
+    assert cost - none == pytest.approx(solve, rel=1e-6)
