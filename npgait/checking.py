@@ -198,10 +198,12 @@ def _in_words(layers: Sequence[LayerCheck], session: Session) -> list[Finding]:
             f"weights are {away:.1f} from orthogonal, GAIT-prop up to {max(far):.0f} degrees from BP; "
         )
         findings.append(Finding(text + "raise ortho_strength to bring them closer", "note"))
-    lost = [l.name for l in layers if (l.absolute_to_difference or 0) > LOST]
-    if lost:
+    angles = {l.name: l.absolute_to_difference for l in layers}
+    are_made = any(a is not None for a in angles.values())
+    lost = [name for name, a in angles.items() if a is None or a > LOST]  # None: of nothing, or overflow
+    if are_made and lost:
         text = f"absolute targets lose the direction to rounding in {dtype}: {', '.join(lost)}; "
         findings.append(Finding(text + "difference targets, the default, do not", "note"))
-    elif any(l.absolute_to_difference is not None for l in layers):
+    elif are_made:
         findings.append(Finding(f"absolute and difference targets agree in {dtype}", "fine"))
     return findings

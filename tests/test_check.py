@@ -46,6 +46,15 @@ def test_absolute_targets_are_seen_to_lose_the_direction_in_float32_and_not_in_f
     assert kept[0].absolute_to_difference < 1
 
 
+def test_layers_of_which_absolute_targets_leave_no_update_are_named_among_the_lost():
+    with np.errstate(over="ignore", invalid="ignore"):
+        layers, findings = check_session(*session_of("gait", gamma=1e-30))
+    assert layers[0].absolute_to_difference is None
+    (lost,) = (f for f in findings if "lose the direction" in f.text)
+    assert "hidden1, hidden2, hidden3" in lost.text
+    assert "output" not in lost.text
+
+
 def test_weights_away_from_orthogonality_are_a_note_and_no_error():
     session, x, labels = session_of("gait")
     rng = np.random.default_rng(1)
