@@ -30,6 +30,7 @@ __all__ = [
     "Tally",
     "TrainingDivergedError",
     "check_finite",
+    "check_weights",
     "evaluate",
     "train",
     "train_step",
@@ -140,6 +141,16 @@ def check_finite(progress: Progress) -> None:
         )
 
 
+def check_weights(network: Network, progress: Progress) -> None:
+    """Raise a TrainingDivergedError where the weights are not finite."""
+    for name, parameter in network.named_parameters():
+        if not np.isfinite(float(abs(parameter).max())):
+            raise TrainingDivergedError(
+                f"the weights of {name} are not finite after step {progress.step}; lower the learning "
+                "rate, or raise ortho_strength"
+            )
+
+
 def _finish_epoch(
     network: Network,
     recipe: Recipe,
@@ -150,12 +161,7 @@ def _finish_epoch(
 ) -> EpochDone:
     """Check the weights, evaluate, and move `progress` to the next epoch."""
     check_finite(progress)
-    for name, parameter in network.named_parameters():
-        if not np.isfinite(float(abs(parameter).max())):
-            raise TrainingDivergedError(
-                f"the weights of {name} are not finite after step {progress.step}; lower the learning "
-                "rate, or raise ortho_strength"
-            )
+    check_weights(network, progress)
     tallies = {"train": evaluate(network, train_data, recipe.loss) if evaluate_train else progress.tally}
     if test_data is not None:
         tallies["test"] = evaluate(network, test_data, recipe.loss)
