@@ -12,8 +12,8 @@ from click.core import ParameterSource
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
 from npgait.cli.paths import NamedPath
-from npgait.config import Experiment
-from npgait.loaders import INCLUDED, DataError, Dataset, StoredDataset, load
+from npgait.config import ConfigError, Experiment, nearest
+from npgait.loaders import DATASETS, INCLUDED, DataError, Dataset, StoredDataset, load
 
 data_option = click.option(
     "--data",
@@ -70,7 +70,10 @@ def choose_device(spec: str, precision: str | None) -> Device:
 
 
 def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredDataset]:
-    """Return a function that loads the data set of an experiment, each once."""
+    """Return a function that loads the data set of an experiment, each once.
+
+    It raises a ConfigError where there is no data set of that name.
+    """
     given = _is_data_given()
 
     @functools.cache
@@ -83,7 +86,16 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
                 raise
             return load(name)
 
-    return lambda experiment: load_once(experiment.data, experiment.image_size)
+    def load_for(experiment: Experiment) -> Dataset | StoredDataset:
+        if experiment.data not in DATASETS:
+            raise ConfigError(
+                f"experiment {experiment.name!r}: key 'data' is {experiment.data!r}; expected one of "
+                + ", ".join(DATASETS)
+                + nearest(experiment.data, DATASETS, "; nearest: {}")
+            )
+        return load_once(experiment.data, experiment.image_size)
+
+    return load_for
 
 
 def data_of_run(recorded: str | None, data_dir: Path | None) -> Path | None:

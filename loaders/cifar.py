@@ -115,7 +115,8 @@ def _read_file(path: Path) -> bytes:
     try:
         return read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read: {reason}; fetch it again from {SOURCE}") from error
     except ValueError as error:
         raise DataError(f"{path}: over {MAX_FILE_BYTES} bytes; not a file of CIFAR") from error
 
@@ -184,11 +185,13 @@ def _load(
         return _pickled_records(raw, file, label_key)
 
     if is_binary:
-        kind = label_key.partition("_")[0]
-        text = read(version.names.format(kind)).decode("ascii", errors="replace")
-        classes = tuple(text.split())
+        file = version.names.format(label_key.partition("_")[0])
+        classes = tuple(read(file).decode("ascii", errors="replace").split())
     else:
-        classes = _pickled_names(read(version.names), version.names, names_key)
+        file = version.names
+        classes = _pickled_names(read(file), file, names_key)
+    if not classes:
+        raise DataError(f"{file}: no names of classes; fetch it again from {SOURCE}")
     parts = [part(file) for file in version.train]
     test_x, test_labels = part(version.test)
     train_x = np.concatenate([x for x, _ in parts])

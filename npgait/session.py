@@ -33,6 +33,7 @@ from npgait.training import (
     Recipe,
     StepDone,
     check_finite,
+    check_weights,
     train,
 )
 
@@ -137,7 +138,9 @@ def _build_optimizer(e: Experiment) -> Optimizer:
 
 def save_session(path: Path, session: Session, data_digest: str) -> None:
     """Write a session to a checkpoint; see `checkpoint` for the format."""
-    check_finite(session.progress)  # nothing that diverged replaces a good checkpoint
+    # Nothing that diverged replaces a good checkpoint: a loss is that of the weights before the step.
+    check_finite(session.progress)
+    check_weights(session.network, session.progress)
     arrays: dict[str, dict[str, Array]] = {
         "parameters": dict(session.network.named_parameters()),
         "optimizer": session.recipe.optimizer.state(),

@@ -15,7 +15,7 @@ from npgait.backend import Array, array_module
 from npgait.data import Source
 from npgait.events import EpochDone, Event, Measured, Progress, StepDone, Tally
 from npgait.metrics import LayerMeasures
-from npgait.network import Network
+from npgait.network import Network, first_nonfinite
 from npgait.replay import Stepper
 from npgait.step import Loss, Recipe, TrainingDivergedError, train_step
 from npgait.streams import Streams
@@ -30,6 +30,7 @@ __all__ = [
     "Tally",
     "TrainingDivergedError",
     "check_finite",
+    "check_weights",
     "evaluate",
     "train",
     "train_step",
@@ -140,6 +141,16 @@ def check_finite(progress: Progress) -> None:
         )
 
 
+def check_weights(network: Network, progress: Progress) -> None:
+    """Raise a TrainingDivergedError where the weights are not finite."""
+    for name, parameter in network.named_parameters():
+        if not np.isfinite(float(abs(parameter).max())):
+            raise TrainingDivergedError(
+                f"the weights of {name} are not finite after step {progress.step}; lower the learning "
+                "rate, or raise ortho_strength"
+            )
+
+
 def _finish_epoch(
     network: Network,
     recipe: Recipe,
@@ -150,24 +161,29 @@ def _finish_epoch(
 ) -> EpochDone:
     """Check the weights, evaluate, and move `progress` to the next epoch."""
     check_finite(progress)
-    for name, parameter in network.named_parameters():
-        if not np.isfinite(float(abs(parameter).max())):
-            raise TrainingDivergedError(
-                f"the weights of {name} are not finite after step {progress.step}; lower the learning "
-                "rate, or raise ortho_strength"
-            )
-    tallies = {"train": evaluate(network, train_data, recipe.loss) if evaluate_train else progress.tally}
-    if test_data is not None:
-        tallies["test"] = evaluate(network, test_data, recipe.loss)
+    check_weights(network, progress)
+    parts = {"train": train_data} if test_data is None else {"train": train_data, "test": test_data}
     row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.step}
-    for name, tally in tallies.items():
+    for name, data in parts.items():
+        is_running = name == "train" and not evaluate_train
+        tally = progress.tally if is_running else evaluate(network, data, recipe.loss)
         row |= tally.means(name)
         if not np.isfinite(row[f"{name}_loss"]):  # of weights that are finite, and too large
             raise TrainingDivergedError(
-                f"the {name} loss is not finite after step {progress.step}; lower the learning rate, or "
-                "raise ortho_strength"
+                f"the {name} loss is not finite after step {progress.step}; the first layer with values "
+                f"that are not is {_first_nonfinite(network, data)}. Lower the learning rate, or raise "
+                "ortho_strength"
             )
     row["seconds"] = round(progress.seconds, 3)
     progress.epoch += 1
     progress.batch, progress.seconds, progress.tally = 0, 0.0, Tally()
     return EpochDone(row)
+
+
+def _first_nonfinite(network: Network, data: Source) -> str:
+    """Return the name of the lowest layer that is not finite on some batch, or of the output."""
+    for x, _ in data.batches(64):
+        where = first_nonfinite(network.layers, network.forward(x))
+        if where is not None:
+            return where
+    return network.layers[-1].name

@@ -137,6 +137,7 @@ MISTAKES = [
     (["run", "--set", "epochs=many"], ["digits.toml", "'epochs' is 'many'", "integer"]),
     (["run", "--set", "epochs"], ["expected key=value"]),
     (["run", "--set", "width=1" + 30 * "0"], ["'bp'", "--set width", "below 16777216"]),
+    (["run", "--set", "data=minst"], ["'bp'", "'data' is 'minst'", "one of digits", "nearest: 'mnist'"]),
     (["run", "--set", "width=8"], ["10 classes do not fit", "gait-vanilla"]),
     (["run", "--device", "gpu:77"], ["gpu:77"]),
     (["run", "--device", "abacus"], ["abacus", "use cpu, gpu"]),

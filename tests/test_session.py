@@ -15,6 +15,7 @@ from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.optimizers import SGD, Adam, Momentum
 from npgait.run_folder import CHECKPOINT, read_metrics
 from npgait.session import build_session, read_progress, restore_session, run_session, save_session
+from npgait.training import TrainingDivergedError
 
 
 def experiment(**values):
@@ -117,6 +118,18 @@ def test_a_run_goes_on_to_its_last_epoch_and_measures_on_the_way(data, tmp_path)
     assert [kinds.count(kind) for kind in (EpochDone, Measured, StepDone)] == [3, 3, 12]
     epochs, rows = read_progress(tmp_path / CHECKPOINT, experiment(epochs=3, measure_every=4))
     assert (epochs, [row["kind"] for row in rows]) == (3, ["layers", "epoch"] * 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_weights_that_overflow_within_an_epoch_replace_no_good_checkpoint(rng, tmp_path):
+    data = array_data(100 * rng.standard_normal((20, 6)), np.arange(20) % 3)
+    good = session(rule="bp", optimizer="sgd")
+    save_session(tmp_path / CHECKPOINT, good, "data")
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    e = experiment(rule="bp", optimizer="sgd", learning_rate=3e38, checkpoint_minutes=0)
+    with pytest.raises(TrainingDivergedError, match="weights of hidden1/W are not finite after step 1"):
+        list(run_session(build_session(e, (6,), 3), data, None, tmp_path, "data"))
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
 def test_a_checkpoint_of_other_data_or_another_experiment_is_not_read(tmp_path):

@@ -129,7 +129,7 @@ def test_a_damaged_or_missing_file_is_a_clear_error(number, packed, tmp_path):
         broken = {**files, first: raw} if raw is not None else {k: files[k] for k in files if k != first}
         folder = tmp_path / str(case)
         put(folder, inner, archive, broken, packed)
-        with pytest.raises(DataError, match=first):
+        with pytest.raises(DataError, match=f"{first}.*fetch it again|{first}: not a readable pickle"):
             load(name, folder)
 
 
@@ -235,6 +235,13 @@ def test_names_of_classes_that_are_not_text_are_refused(names, tmp_path):
     files = {**files_10_python(), "batches.meta": pickle.dumps(names, 2)}
     put(tmp_path, "cifar-10-batches-py", "", files, packed=False)
     with pytest.raises(DataError, match=r"batches\.meta"):
+        load("cifar10", tmp_path)
+
+
+def test_a_file_without_names_of_classes_is_refused_by_name(tmp_path):
+    files = {**files_10_binary(), "batches.meta.txt": b"\n"}
+    put(tmp_path, "cifar-10-batches-bin", "", files, packed=False)
+    with pytest.raises(DataError, match=r"batches\.meta\.txt: no names of classes; fetch it again"):
         load("cifar10", tmp_path)
 
 
