@@ -30,6 +30,7 @@ from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
 MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
+IN_DTYPE = ("slope", "learning_rate", "epsilon")  # neither 0 nor infinite in an experiment's dtype
 TOO_MANY = 1 << 24  # units, layers, pixels of a side, samples: NumPy's own words for these name no key
 
 
@@ -171,7 +172,7 @@ def make_experiment(values: Mapping[str, Any], where: str) -> Experiment:
     """
     for key in values:
         if key not in KEYS:
-            raise ConfigError(f"{where}: key {key!r} is unknown" + nearest(key, KEYS, "; nearest: {}"))
+            raise ConfigError(f"{where}: {unknown_key(key)}")
     checked = {key: _checked(key, value, where) for key, value in values.items()}
     experiment = Experiment(**checked)
     _check_together(experiment, where)
@@ -263,6 +264,7 @@ def _expected(key: str) -> str:
 def _check_together(e: Experiment, where: str) -> None:
     """Refuse values that are fine alone and cannot work together, or not on this machine."""
     problem = None
+    low, high = float(np.finfo(e.dtype).smallest_subnormal), float(np.finfo(e.dtype).max)
     if not can_be_file(e.name):
         problem = (
             f"key 'name' is {e.name!r}, which cannot be the name of a folder in this locale "
@@ -280,8 +282,9 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = "keys 'width' and 'depth' do not apply to network 'tower'; set widths"
     elif e.ortho_decoupled and e.ortho_strength > 1:
         problem = f"key 'ortho_strength' is {e.ortho_strength}; decoupled it is stable up to 1"
-    elif np.dtype(e.dtype).type(e.epsilon) == 0:
-        problem = f"key 'epsilon' is {e.epsilon}, which is 0 in {e.dtype}"
+    elif beyond := [key for key in IN_DTYPE if not low <= getattr(e, key) <= high]:
+        got = getattr(e, beyond[0])
+        problem = f"key {beyond[0]!r} is {got}; {e.dtype} holds {low:.1e} to {high:.1e}"
     elif e.network != "imagenet" and e.patch_bytes is not None:
         problem = "key 'patch_bytes' belongs to network 'imagenet'"
     elif e.network not in ("square", "tower") and e.output_activation != "same":
@@ -290,6 +293,13 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = "keys 'width' and 'depth' do not apply to network 'imagenet'"
     if problem is not None:
         raise ConfigError(f"{where}: {problem}")
+
+
+def unknown_key(key: str) -> str:
+    """Return that there is no such key, and the nearest that there is, or all of them."""
+    return f"key {key!r} is unknown; " + (
+        nearest(key, KEYS, "nearest: {}") or f"expected one of {', '.join(KEYS)}"
+    )
 
 
 def nearest(key: str, known: Iterable[str], phrase: str) -> str:

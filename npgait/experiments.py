@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from npgait.config import KEYS, ConfigError, Experiment, make_experiment, nearest
+from npgait.config import KEYS, ConfigError, Experiment, make_experiment, nearest, unknown_key
 from npgait.files import printable, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # no experiment file comes near a megabyte; a wrong file may
@@ -93,10 +93,15 @@ def _make(values: Mapping[str, Any], overrides: Mapping[str, Any], file: str) ->
 
 
 def _check_unique(names: Sequence[str], where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            times = names.count(name)
-            raise ConfigError(f"{where}: key 'name': {name!r} is used {times} times; name each its own")
+    """Refuse names that would share a folder, as those do that differ in case only on some systems."""
+    folders = [name.casefold() for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        times = folders.count(folder)
+        if times > 1:
+            raise ConfigError(
+                f"{where}: key 'name': {name!r} is used {times} times (the case of letters does not "
+                "count); name each its own"
+            )
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"--set {text!r}: expected key=value")
     if key not in KEYS:
-        raise ConfigError(f"--set: key {key!r} is unknown" + nearest(key, KEYS, "; nearest: {}"))
+        raise ConfigError(f"--set: {unknown_key(key)}")
     word = value.strip()
     try:
         table = tomllib.loads(f"value = {value}")

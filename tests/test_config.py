@@ -97,6 +97,8 @@ def test_integers_serve_as_floats():
         ),
         ('[[experiment]]\nname = "../up"', ["'name' is '../up'", "letters"]),
         ('[[experiment]]\nname = "a"\n[[experiment]]\nname = "a"', ["'name'", "'a' is used 2 times"]),
+        ('[[experiment]]\nname = "a"\n[[experiment]]\nname = "A"', ["'a' is used 2 times", "case"]),
+        ("[[experiment]]\nzzz = 1", ["'zzz' is unknown", "expected one of name, description, data,"]),
         ("[[experiment]]\nwidths = [3]", ["'widths'", "tower"]),
         ('[[experiment]]\nnetwork = "tower"\nwidth = 3', ["'width' and 'depth'", "tower"]),
         ('[[experiment]]\nnetwork = "tower"\nwidths = [0]', ["'widths' is [0]"]),
@@ -348,7 +350,10 @@ def test_the_resolved_configuration_is_complete():
         ("learning_rate=1" + 400 * "0", "is inf; expected a finite number"),
         ("epochs=1" + 5000 * "0", "--set epochs: cannot be read"),
         ("widths=" + 5000 * "[", "--set widths: cannot be read"),
-        ("epsilon=1e-320", "which is 0 in float32"),
+        ("epsilon=1e-320", "float32 holds 1.4e-45 to 3.4e.38"),
+        ("slope=1e-46", "'slope' is 1e-46; float32 holds"),
+        ("slope=1e39", "'slope' is 1e.39; float32 holds"),
+        ("learning_rate=1e-60", "'learning_rate' is 1e-60; float32 holds"),
     ],
 )
 def test_numbers_beyond_any_range_are_mistakes_not_crashes(text, message):
