@@ -46,17 +46,18 @@ class SolveReport:
 class InverseSolver:
     """The product z = d W^-1, by LU or by matrix products alone.
 
-    Near orthogonality, up to one factor c, W^-1 = W^T / c^2 (I + R + R^2 + ...), R = I - W W^T / c^2,
-    c^2 = trace(W W^T) / n. Where W W^T is at hand (the regulariser needs it anyway) the series is summed
-    term by term; elsewhere z is refined, z <- z + r W^T / c^2 with r = d - z W, which needs no W W^T.
-    Either ends when what is left is below the tolerance. LU is the reference, and what is fallen back to
-    where these do not converge or take more operations.
+    Where the rows of W are nearly orthogonal to each other, of whatever lengths,
+    W^-1 = W^T D^-1 (I + R + R^2 + ...), R = I - W W^T D^-1, D = diag(W W^T). Where W W^T is at hand (the
+    regulariser needs it anyway) the series is summed term by term; elsewhere z is refined,
+    z <- z + r W^T / c^2 with r = d - z W and c^2 = trace(W W^T) / n, which needs no W W^T, but rows of
+    about one length. Either ends when what is left is below the tolerance. LU is the reference, and what
+    is fallen back to where these do not converge or take more operations.
 
     A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
     orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse
-    (W^T W)^-1 W^T, the series is summed with R = I - W^T W / c^2, and QR is the reference. Where the
-    series does not converge the normal equations are solved, a tenth of QR's time, and QR comes in where
-    they lose too many digits.
+    (W^T W)^-1 W^T, the series is summed with R = I - W^T W D^-1, D = diag(W^T W), and QR is the
+    reference. Where the series does not converge the normal equations are solved, a tenth of QR's time,
+    and QR comes in where they lose too many digits.
 
     Parameters
     ----------

@@ -122,20 +122,20 @@ def residual(G: Array, c2: Array | float = 1.0) -> Array:
 
 
 @contextmanager
-def minus_scale(G: Array, c2: Array | float) -> Iterator[Array]:
-    """Yield G - c^2 I = -c^2 R, in the memory of G, whose diagonal is put back afterwards.
+def zero_diagonal(G: Array) -> Iterator[Array]:
+    """Yield G with zeros on its diagonal, in the memory of G, whose diagonal is put back afterwards.
 
     Of a G that is read-only, in a copy.
     """
     xp = array_module(G)
-    D = xp.ascontiguousarray(G)
-    if xp is np and not D.flags.writeable:
-        D = D.copy()
-    diagonal = _diagonal(D)
+    off = xp.ascontiguousarray(G)
+    if xp is np and not off.flags.writeable:
+        off = off.copy()
+    diagonal = _diagonal(off)
     before = diagonal.copy()
-    diagonal -= c2
+    diagonal[...] = 0
     try:
-        yield D
+        yield off
     finally:
         diagonal[...] = before
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from npgait.backend import Array, array_module, in_float32
+from npgait.backend import Array, array_module, in_float32, to_host
 from npgait.blas import gemm, product
-from npgait.orthogonality import minus_scale, scale_of
+from npgait.orthogonality import zero_diagonal
 
 TRUSTED = 10  # times the tolerance: the largest residual that a z made by matrix products may leave
 SAFETY = 3  # times the mean factor by which terms or residuals shrink: nearly every direction's is less
@@ -20,22 +20,25 @@ SLOW_TERMS, SLOW_RESIDUALS, SLOW_START = 0.7, 0.5, 0.3
 
 
 def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
-    """Return z = d W^T / c^2 (I + R + R^2 + ...) and the number of terms; None where LU is better.
+    """Return z = d W^T D^-1 (I + R + R^2 + ...) and the number of terms; None where LU is better.
 
-    The terms are multiplied to d one after the other (2 B n^2 operations each), never to each other.
-    Where ||R||_F >= 1 convergence is not certain (a direction in which W is singular is invisible to
-    the terms), so the residual is measured before z is trusted.
+    D holds the squares of the lengths of W's rows, R = I - G D^-1: for R to be small the rows need not
+    be of one length, which the regularisers "orthogonal" and "conformal" leave free. The terms are
+    multiplied to d one after the other (2 B n^2 operations each), never to each other. Where ||R||_F may
+    be 1 or more, convergence is not certain (a direction in which W is singular is invisible to the
+    terms), so the residual is measured before z is trusted.
     """
     xp = array_module(d)
-    c2 = float(scale_of(G))
-    # Of a smaller c^2 the squares in ||R||_F underflow, and R passes for zero.
-    if not (c2 > least_norm(W.dtype) and np.isfinite(c2)):
+    D = G.diagonal().copy()
+    shortest, longest = to_host(xp.stack((D.min(), D.max()))).tolist()  # one wait for a GPU
+    # Of shorter rows the squares in ||R||_F underflow, and R passes for zero.
+    if not (shortest > least_norm(W.dtype) and np.isfinite(longest)):
         return None, 0
-    z = term = _first_term(d, W, 1 / c2)
-    last = before = float(xp.linalg.norm(term))
+    z = term = _first_term(d, W, D)
+    last = before = _size(term, W, D)
     limit = tolerance * last
-    with minus_scale(G, c2) as D:  # R = -D / c^2
-        bound = float(xp.linalg.norm(D)) / c2
+    with zero_diagonal(G) as off:  # R = -off D^-1
+        bound = float(xp.linalg.norm(off)) / shortest  # at least ||R||_F
         for k in range(most + 1):
             # What a sum of k terms leaves out is at most last * r / (1 - r), r = ||R||_2. ||R||_F bounds
             # r; so does, but for a few directions, the factor between the last terms with some to spare.
@@ -46,9 +49,9 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
                 break
             if (k >= 1 and last >= SLOW_TERMS * before) or k == most:
                 return None, k
-            term = gemm(-1 / c2, term, D)  # term R
+            term = _times_R(term, off, D)
             z += term
-            before, last = last, float(xp.linalg.norm(term))
+            before, last = last, _size(term, W, D)
     z = _last_factor(z, d, W)
     trusted = bound < 1 or relative_residual(z, d, W) <= TRUSTED * tolerance
     return (z, k) if trusted else (None, k)
@@ -56,20 +59,36 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
 
 def fixed_series(d: Array, W: Array, G: Array, terms: int) -> Array:
     """Return the sum of `series` after so many terms, whatever it is."""
-    c2 = scale_of(G)
-    z = term = _first_term(d, W, 1 / c2)
-    factor = -1 / c2  # an array on a GPU
-    with minus_scale(G, c2) as D:  # R = -D / c^2
+    D = G.diagonal().copy()
+    z = term = _first_term(d, W, D)
+    with zero_diagonal(G) as off:
         for _ in range(terms):
-            term = gemm(factor, term, D)  # term R
+            term = _times_R(term, off, D)
             z += term
     return _last_factor(z, d, W)
 
 
-def _first_term(d: Array, W: Array, scale: Array | float) -> Array:
-    """Return d W^T / c^2, (B, n); for a tall W, whose R comes before W^T, d / c^2, (B, m)."""
+def _first_term(d: Array, W: Array, D: Array) -> Array:
+    """Return d W^T D^-1, (B, n); for a tall W, whose R comes before W^T, d D^-1, (B, m)."""
     rows = d.reshape(-1, d.shape[-1])
-    return rows * scale if len(W) > W.shape[1] else gemm(scale, rows, W[:, : d.shape[-1]].T)
+    if len(W) > W.shape[1]:
+        return rows / D
+    term = product(rows, W[:, : d.shape[-1]].T)
+    term /= D
+    return term
+
+
+def _times_R(term: Array, off: Array, D: Array) -> Array:
+    """Return term R, R = -off D^-1."""
+    term = gemm(-1, term, off)
+    term /= D
+    return term
+
+
+def _size(term: Array, W: Array, D: Array) -> float:
+    """Return the norm of a term, or for a tall W that of term W^T where W's columns are orthogonal."""
+    xp = array_module(term)
+    return float(xp.linalg.norm(term * xp.sqrt(D) if len(W) > W.shape[1] else term))
 
 
 def _last_factor(z: Array, d: Array, W: Array) -> Array:

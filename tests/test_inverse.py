@@ -29,12 +29,16 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
     away=st.sampled_from([0.0, 0.01, 0.2, 2.0]),
     method=st.sampled_from(["auto", "lu", "series"]),
     given_gram=st.booleans(),
+    spread=st.sampled_from([1.0, 10.0]),
     dtype=st.sampled_from(["float32", "float64"]),
 )
-def test_product_with_the_inverse_is_within_tolerance(n, used, size, away, method, given_gram, dtype):
+def test_product_with_the_inverse_is_within_tolerance(
+    n, used, size, away, method, given_gram, spread, dtype
+):
     used = min(used, n)
     rng = np.random.default_rng(n * 100 + used)
     W = near_orthogonal(rng, n, away, dtype)
+    W *= np.geomspace(1, spread, n, dtype=dtype)[:, None]
     d = rng.standard_normal((size, used)).astype(dtype)
     z = InverseSolver(method=method)(d, W, gram(W) if given_gram else None)
     padded = np.zeros((size, n))
@@ -105,6 +109,24 @@ def test_the_series_knows_the_size_of_the_weights(rng):
     z = InverseSolver(reports=reports)(d, W, gram(W))
     assert reports[0].method == "series"
     assert relative(z @ W, d) < 1e-11
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (100, 60)])
+def test_the_series_knows_the_length_of_each_row_and_of_a_tall_matrix_each_column(
+    shape, device, dtype, rng
+):
+    """The regulariser of 2020 leaves lengths free: rows orthogonal to each other are enough."""
+    n, m = shape
+    lengths = np.geomspace(0.2, 5, m)
+    W = near_orthogonal(rng, n, 0.01)[:, :m]
+    W = (lengths[:, None] * W if n == m else lengths * W).astype(dtype)
+    d = rng.standard_normal((7, m)).astype(dtype)
+    W_, d_, reports = device.xp.asarray(W), device.xp.asarray(d), []
+    z = to_host(InverseSolver(reports=reports)(d_, W_, gram(W_)))
+    assert reports[0].method == "series"
+    assert reports[0].terms <= {"float32": 5, "float64": 9}[str(dtype)]
+    expected = d.astype(np.float64) @ np.linalg.pinv(W.astype(np.float64))
+    assert relative(z, expected) < 2 * DEFAULT_TOLERANCE[str(dtype)]
 
 
 @pytest.mark.parametrize("used", [30, 20])
