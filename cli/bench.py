@@ -255,12 +255,12 @@ def _time_round(t: Timed, number: int, steps: int, device: Device) -> None:
 def _cost(t: Timed) -> Cost:
     """Return what a step costs with the weights of this moment, which decide the terms for W^-1."""
     network, recipe, every = t.session.network, t.session.recipe, t.session.recipe.ortho_every
-    costs = [
+    due, *plain = [
         step_cost(network, recipe, len(t.batch[0]), inverse_reports(network, recipe, t.batch, step=step))
         for step in range(min(every, 2))  # 1 is without the regulariser's W W^T
     ]
-    targets = (costs[0].targets + (every - 1) * costs[-1].targets) / every
-    return replace(costs[0], targets=targets)
+    targets = mean_step({True: [due.targets], False: [cost.targets for cost in plain]}, every)
+    return replace(due, targets=targets)
 
 
 def _time_loader(data: Source, batch_size: int, session: Session) -> tuple[Batch, float]:

@@ -93,13 +93,13 @@ def time_steps(stepper: Stepper, batch: Batch, *, steps: int, first: int = 0) ->
     return times
 
 
-def mean_step(times: Mapping[bool, Sequence[float]], every: int) -> float:
-    """Return the mean seconds of a step, from the medians with and without the regulariser."""
-    if not times[True]:
-        return median(times[False])
-    if not times[False]:
-        return median(times[True])
-    return (median(times[True]) + (every - 1) * median(times[False])) / every
+def mean_step(values: Mapping[bool, Sequence[float]], every: int) -> float:
+    """Return the mean of a step, in seconds, say, from the medians with and without the regulariser."""
+    if not values[True]:
+        return median(values[False])
+    if not values[False]:
+        return median(values[True])
+    return (median(values[True]) + (every - 1) * median(values[False])) / every
 
 
 @dataclass
@@ -147,12 +147,15 @@ def time_parts(network: Network, recipe: Recipe, batch: Batch, *, steps: int) ->
     the device, so that on a GPU their sum exceeds a step's time.
     """
     every = recipe.ortho_every
-    kinds = [
-        [_laps(network, recipe, batch, step).seconds for _ in range(steps)]
-        for step in range(min(every, 2))  # 0 has the regulariser, 1 has not
-    ]
-    due, plain = ({part: median(s[part] for s in kinds[k]) for part in PARTS} for k in (0, -1))
-    return {part: (due[part] + (every - 1) * plain[part]) / every for part in PARTS}
+
+    def laps(step: int) -> list[dict[str, float]]:
+        return [_laps(network, recipe, batch, step).seconds for _ in range(steps)]
+
+    due, plain = laps(0), laps(1) if every > 1 else []
+    return {
+        part: mean_step({True: [s[part] for s in due], False: [s[part] for s in plain]}, every)
+        for part in PARTS
+    }
 
 
 def _laps(network: Network, recipe: Recipe, batch: Batch, step: int) -> Laps:
