@@ -49,9 +49,9 @@ class InverseSolver:
     Where the rows of W are nearly orthogonal to each other, of whatever lengths,
     W^-1 = W^T D^-1 (I + R + R^2 + ...), R = I - W W^T D^-1, D = diag(W W^T). Where W W^T is at hand (the
     regulariser needs it anyway) the series is summed term by term; elsewhere z is refined,
-    z <- z + r W^T / c^2 with r = d - z W and c^2 = trace(W W^T) / n, which needs no W W^T, but rows of
-    about one length. Either ends when what is left is below the tolerance. LU is the reference, and what
-    is fallen back to where these do not converge or take more operations.
+    z <- z + r W^T D^-1 with r = d - z W, at twice the operations of a term. Either ends when what is
+    left is below the tolerance. LU is the reference, and what is fallen back to where these do not
+    converge or take more operations.
 
     A tall W (n, m), n > m, is that of a layer with n - m implicit auxiliary units, orthonormal and
     orthogonal to the others: the first m rows of the inverse then are the pseudo-inverse

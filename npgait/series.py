@@ -30,9 +30,8 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
     """
     xp = array_module(d)
     D = G.diagonal().copy()
-    shortest, longest = to_host(xp.stack((D.min(), D.max()))).tolist()  # one wait for a GPU
-    # Of shorter rows the squares in ||R||_F underflow, and R passes for zero.
-    if not (shortest > least_norm(W.dtype) and np.isfinite(longest)):
+    shortest = _shortest(D)
+    if shortest is None:
         return None, 0
     z = term = _first_term(d, W, D)
     last = before = _size(term, W, D)
@@ -97,52 +96,71 @@ def _last_factor(z: Array, d: Array, W: Array) -> Array:
     return z.reshape(*d.shape[:-1], len(W))
 
 
-def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
-    """Return z of `refined` after so many corrections, whatever it is."""
-    rows = d.reshape(-1, d.shape[-1])
-    scale = W.shape[1] / array_module(d).vdot(W, W)  # 1 / c^2
-    z = _corrected(None, rows, W, scale)
-    for _ in range(corrections):
-        z = _corrected(z, _left(rows, z, W), W, scale)
-    return z.reshape(*d.shape[:-1], len(W))
-
-
 def refined(d: Array, W: Array, tolerance: float, most: int) -> tuple[Array | None, int]:
-    """Return z by z <- z + r W^T / c^2, r = d - z W, and the number of corrections; None for LU.
+    """Return z by z <- z + r W^T D^-1, r = d - z W, and the number of corrections; None for LU.
 
-    What is left is measured, not estimated, but for the last correction, whose effect follows from those
-    before it. Eight rows tell first whether it will converge at all.
+    D is that of `series`, made without G. What is left is measured before each correction; what the last
+    one leaves follows from how it shrank. Eight rows tell first whether it will shrink at all.
     """
-    xp = array_module(d)
-    rows = d.reshape(-1, d.shape[-1])
-    c2 = float(xp.vdot(W, W)) / W.shape[1]
-    if not (c2 > 0 and np.isfinite(c2)):
+    rows, D = d.reshape(-1, d.shape[-1]), _squares(W)
+    if _shortest(D) is None:
         return None, 0
     some = rows[:: max(1, len(rows) // 8)][:8]
-    left = float(xp.linalg.norm(_left(some, _corrected(None, some, W, 1 / c2), W)))
-    if not left <= SLOW_START * float(xp.linalg.norm(some)):
+    _, share = _measured_correction(some, _correction(some, W, D), W, D)
+    if not share <= SLOW_START:
         return None, 0
-    r, z = rows, None
-    before = last = float(xp.linalg.norm(rows))
-    if not np.isfinite(last):
-        return None, 0
-    limit = tolerance * last
-    for k in range(most + 1):
-        z = _corrected(z, r, W, 1 / c2)
-        if k > 0 and SAFETY * last * (last / before) <= limit:
+    z, before = _correction(rows, W, D), 1.0
+    for k in range(1, most + 1):
+        correction, share = _measured_correction(rows, z, W, D)
+        z += correction
+        if SAFETY * share * (share / before) <= tolerance:
             return z.reshape(*d.shape[:-1], len(W)), k
-        r = _left(rows, z, W)
-        before, last = last, float(xp.linalg.norm(r))
-        if last <= limit:
-            return z.reshape(*d.shape[:-1], len(W)), k
-        if not last < SLOW_RESIDUALS * before:
+        if not share < SLOW_RESIDUALS * before:
             break
+        before = share
     return None, most
 
 
-def _corrected(z: Array | None, r: Array, W: Array, scale: Array | float) -> Array:
-    """Return z + r W^T / c^2, scale = 1 / c^2, in the memory of z; for no z r W^T / c^2."""
-    return gemm(scale, r, W[:, : r.shape[1]].T, z, beta=1)
+def fixed_refinement(d: Array, W: Array, corrections: int) -> Array:
+    """Return z of `refined` after so many corrections, whatever it is."""
+    rows, D = d.reshape(-1, d.shape[-1]), _squares(W)
+    z = _correction(rows, W, D)
+    for _ in range(corrections):
+        z += _correction(_left(rows, z, W), W, D)
+    return z.reshape(*d.shape[:-1], len(W))
+
+
+def _correction(r: Array, W: Array, D: Array) -> Array:
+    """Return r W^T D^-1, r (B, u); for a tall W r D^-1 W^T."""
+    return _last_factor(_first_term(r, W, D), r, W)
+
+
+def _measured_correction(d: Array, z: Array, W: Array, D: Array) -> tuple[Array, float]:
+    """Return the correction c of z, and the share that is left: ||r|| / ||d|| or ||c|| / ||z||.
+
+    The larger of the two: where rows differ in length r hardly shows errors of z along the short ones,
+    and c does not show what no row reaches, where W is singular.
+    """
+    xp = array_module(d)
+    r = _left(d, z, W)
+    c = _correction(r, W, D)
+    left = xp.stack([xp.linalg.norm(r), xp.linalg.norm(c)])
+    of = xp.stack([xp.linalg.norm(d), xp.linalg.norm(z)])
+    return c, float((left / xp.where(of > 0, of, 1)).max())  # one wait for a GPU
+
+
+def _squares(W: Array) -> Array:
+    """Return the squares of the lengths of W's rows, (n,); for a tall W those of its columns, (m,)."""
+    axis = 0 if len(W) > W.shape[1] else 1
+    if array_module(W) is np:
+        return np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", W, W)  # with no array of W's size
+    return (W * W).sum(axis=axis)
+
+
+def _shortest(D: Array) -> float | None:
+    """Return the least of D; None where squares in R would underflow, and R pass for 0, or overflow."""
+    least, largest = to_host(array_module(D).stack((D.min(), D.max()))).tolist()  # one wait for a GPU
+    return least if least > least_norm(D.dtype) and np.isfinite(largest) else None
 
 
 def _left(d: Array, z: Array, W: Array) -> Array:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgait import blas, inverse, series
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
 from npgait.inverse import (
@@ -48,95 +47,6 @@ def test_product_with_the_inverse_is_within_tolerance(
     allowed = TOLERANCE[dtype] + 10 * n * np.finfo(dtype).eps * condition
     assert z.dtype == dtype
     assert relative(z, expected) < allowed
-
-
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-9])
-def test_the_series_stops_at_the_tolerance_it_is_asked_for(tolerance, rng):
-    W = near_orthogonal(rng, 200, 0.02)
-    d = rng.standard_normal((10, 200))
-    reports = []
-    z = InverseSolver(tolerance, reports=reports)(d, W, gram(W))
-    error = relative(z, np.linalg.solve(W.T, d.T).T)
-    assert reports[0].method == "series"
-    assert reports[0].residual == pytest.approx(np.linalg.norm(z @ W - d) / np.linalg.norm(d))
-    assert error <= tolerance * 1.5
-    assert reports[0].terms <= np.ceil(np.log(tolerance) / np.log(0.05)) + 1
-
-
-def test_orthogonal_weights_take_no_term_at_all(rng):
-    W = orthogonal(rng, 64, 64)
-    reports = []
-    InverseSolver(reports=reports)(rng.standard_normal((5, 64)), W, gram(W))
-    assert (reports[0].method, reports[0].terms) == ("series", 0)
-
-
-@pytest.mark.parametrize(("away", "batch"), [(0.6, 4), (3.0, 4), (0.1, 1000)])
-def test_lu_takes_over_where_the_series_diverges_or_does_not_pay(away, batch, rng):
-    W = near_orthogonal(rng, 50, away)
-    reports = []
-    InverseSolver(reports=reports)(rng.standard_normal((batch, 50)), W, gram(W))
-    assert (reports[0].method, reports[0].terms) == ("lu", 0)
-    assert reports[0].residual < 1e-10
-
-
-def test_without_the_gram_matrix_near_orthogonal_weights_are_refined(dtype, device, rng):
-    W = near_orthogonal(rng, 200, 0.02, dtype) * dtype.type(3.7)  # up to any factor
-    for u in (200, 7):
-        d = rng.standard_normal((2, 3, u)).astype(dtype)
-        reports = []
-        W_, d_ = device.xp.asarray(W), device.xp.asarray(d)
-        z = InverseSolver(reports=reports)(d_, W_)
-        padded = np.zeros((6, 200))
-        padded[:, :u] = d.reshape(6, u)
-        expected = np.linalg.solve(W.T.astype(np.float64), padded.T).T.reshape(2, 3, 200)
-        assert reports[0].method == "refinement"
-        assert relative(to_host(z), expected) < 2 * DEFAULT_TOLERANCE[str(dtype)]
-
-
-@pytest.mark.parametrize(("away", "batch"), [(0.6, 4), (3.0, 4), (0.1, 1000)])
-def test_without_the_gram_matrix_lu_is_taken_where_refinement_does_not_pay(away, batch, rng):
-    reports = []
-    W, d = near_orthogonal(rng, 50, away), rng.standard_normal((batch, 50))
-    z = InverseSolver(reports=reports)(d, W)
-    assert reports[0].method == "lu"
-    assert relative(z @ W, d) < 1e-10
-
-
-def test_the_series_knows_the_size_of_the_weights(rng):
-    reports = []
-    W = 0.3 * near_orthogonal(rng, 100, 0.02)
-    d = rng.standard_normal((5, 100))
-    z = InverseSolver(reports=reports)(d, W, gram(W))
-    assert reports[0].method == "series"
-    assert relative(z @ W, d) < 1e-11
-
-
-@pytest.mark.parametrize("shape", [(100, 100), (100, 60)])
-def test_the_series_knows_the_length_of_each_row_and_of_a_tall_matrix_each_column(
-    shape, device, dtype, rng
-):
-    """The regulariser of 2020 leaves lengths free: rows orthogonal to each other are enough."""
-    n, m = shape
-    lengths = np.geomspace(0.2, 5, m)
-    W = near_orthogonal(rng, n, 0.01)[:, :m]
-    W = (lengths[:, None] * W if n == m else lengths * W).astype(dtype)
-    d = rng.standard_normal((7, m)).astype(dtype)
-    W_, d_, reports = device.xp.asarray(W), device.xp.asarray(d), []
-    z = to_host(InverseSolver(reports=reports)(d_, W_, gram(W_)))
-    assert reports[0].method == "series"
-    assert reports[0].terms <= {"float32": 5, "float64": 9}[str(dtype)]
-    expected = d.astype(np.float64) @ np.linalg.pinv(W.astype(np.float64))
-    assert relative(z, expected) < 2 * DEFAULT_TOLERANCE[str(dtype)]
-
-
-@pytest.mark.parametrize("used", [30, 20])
-@pytest.mark.parametrize(("kind", "size"), [("float32", 1e-15), ("float64", 1e-85)])
-def test_weights_so_small_that_squares_of_r_underflow_do_not_pass_for_orthogonal(kind, size, used, rng):
-    W = near_orthogonal(rng, 30, 0.05)[:, :used]
-    d = rng.standard_normal((7, used))
-    small = (size * W).astype(kind)
-    z = InverseSolver(method="series")(d.astype(kind), small, gram(small))
-    assert relative(size * z.astype(np.float64), d @ np.linalg.pinv(W)) < 1e-4
 
 
 def test_zero_errors_stay_zero(dtype, device, rng):
@@ -271,34 +181,6 @@ def test_a_tall_matrix_without_full_rank_is_an_error_that_names_the_layer(dtype,
 def test_a_wide_matrix_has_no_inverse(rng):
     with pytest.raises(ValueError, match="add auxiliary units"):
         InverseSolver()(rng.standard_normal((4, 6)), rng.standard_normal((5, 6)))
-
-
-@pytest.mark.parametrize("given_gram", [True, False])
-@pytest.mark.parametrize("shape", [(200, 200), (200, 150)])
-def test_tf32_products_are_asked_for_what_they_can_reach(shape, given_gram, rng, monkeypatch):
-    """Factors of 10 bits never come within 1e-5, and LU at every step would be the end of it."""
-    W = np.ascontiguousarray(near_orthogonal(rng, 200, 0.02, "float32")[:, : shape[1]])
-    d = rng.standard_normal((20, shape[1])).astype(np.float32)
-
-    def of_ten_bits(x):
-        return (x.view(np.int32) + 0x1000 & ~0x1FFF).view(np.float32)
-
-    def gemm(alpha, A, B, C=None, **options):
-        A, B = (of_ten_bits(np.ascontiguousarray(factor)) for factor in (A, B))
-        return blas.gemm(alpha, A, B, C, **options)
-
-    monkeypatch.setattr(series, "gemm", gemm)
-    monkeypatch.setattr(inverse, "precision_of", lambda W: "tf32")
-    for tolerance in (None, 1e-5):
-        reports = []
-        z = InverseSolver(tolerance, reports=reports)(d, W, gram(W) if given_gram else None)
-        assert reports[0].method == ("series" if given_gram else "refinement")
-        assert 1e-5 < relative(z @ W, d) < 3e-3
-    monkeypatch.setattr(inverse, "precision_of", lambda W: "float32")
-    if not given_gram:
-        reports = []
-        InverseSolver(1e-5, reports=reports)(d, W)
-        assert reports[0].method != "refinement"
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (20, 12)])
