@@ -50,9 +50,7 @@ def read_experiments(
         else:
             _make(values, {}, path.name)
     _check_unique(names, path.name)
-    for name in only:
-        if name not in names:
-            raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
+    _check_among(names, only)
     if "name" in overrides:
         _check_unique([e.name for e in experiments], f"{path.name}, changed by --set name")
     return experiments
@@ -102,6 +100,13 @@ def _check_unique(names: Sequence[str], where: str) -> None:
                 f"{where}: key 'name': {name!r} is used {times} times (the case of letters does not "
                 "count); name each its own"
             )
+
+
+def _check_among(names: Sequence[str], only: Sequence[str]) -> None:
+    for name in only:
+        if name not in names:
+            there = f"there is {names[0]}" if len(names) == 1 else f"there are {', '.join(names)}"
+            raise ConfigError(f"--experiment {name!r} is not here; {there}")
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
@@ -208,9 +213,7 @@ def find_experiments(
         path = Path(f"{file}.toml")
         plain = [e.name for e in read_experiments(path, text)]
         if spec in plain:
-            for name in only:
-                if name != spec:
-                    raise ConfigError(f"--experiment {name!r} is not here; there is {spec}")
+            _check_among([spec], only)
             return read_experiments(path, text, overrides, [spec])
         names += plain
     raise ConfigError(

@@ -84,7 +84,7 @@ def fit(
         raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
     streams = random_streams(seed)
     if isinstance(rule, str):
-        network.feedback = feedback_of(network, rule, streams.feedback)
+        network.feedback = feedback_of(rule, network, streams.feedback)
         rule = bind(rule, feedback=network.feedback)
         ortho_strength = ortho_strength if rule.inverting_walk is not None else 0.0
     recipe = Recipe(

@@ -212,7 +212,7 @@ def default_gamma(name: str, normalised: bool) -> float:
     return 1e-7 if name == "gait" and normalised else 1e-3
 
 
-def feedback_of(network: Network, name: str, rng: np.random.Generator) -> list[Array | None] | None:
+def feedback_of(name: str, network: Network, rng: np.random.Generator) -> list[Array | None] | None:
     """Return a network's own feedback, for it is fixed; drawn anew where a rule needs other shapes."""
     own, shapes = network.feedback, _feedback_shapes(name, network.layers)
     if shapes is None or (own and _shapes(own) == shapes):
