@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import click
 from npgait.backend import Array, Device, synchronise
 from npgait.cli.bench_report import report
 from npgait.cli.completion import complete_presets
-from npgait.cli.execute import batches_of, naming, shape_in
+from npgait.cli.execute import AnyDataset, batches_of, naming, shape_in
 from npgait.cli.options import (
     choose_device,
     data_option,
@@ -198,9 +199,13 @@ def measure(
     """Return all that is reported, as plain values."""
     keep_memory()
     timed = []
+    # Images are read, or drawn, once for all: thousands of large ones take seconds.
+    load, noise = loader(data_dir), functools.cache(random_images)
     for e in experiments:
         with naming(e):
-            timed.append(_set_up(e, device, data_dir, graphs))
+            made_up = data_dir is None and e.data in SHAPES
+            dataset = noise(e.data, 2 * e.batch_size, image_size=e.image_size) if made_up else load(e)
+            timed.append(_set_up(e, device, dataset, graphs))
     bandwidths: list[float] = []
     for number in range(ROUNDS):
         bandwidths.append(bandwidth(device))
@@ -217,12 +222,8 @@ def measure(
     }
 
 
-def _set_up(e: Experiment, device: Device, data_dir: Path | None, graphs: bool) -> Timed:
+def _set_up(e: Experiment, device: Device, dataset: AnyDataset, graphs: bool) -> Timed:
     """Return an experiment warmed up, with one batch that all its steps learn from."""
-    if data_dir is None and e.data in SHAPES:
-        dataset: Any = random_images(e.data, 2 * e.batch_size, image_size=e.image_size)
-    else:
-        dataset = loader(data_dir)(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     network, recipe = session.network, session.recipe
     data, _ = batches_of(dataset, session)

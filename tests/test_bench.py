@@ -252,6 +252,27 @@ def test_the_loader_s_time_is_the_median_wait_for_a_batch_after_one_that_warms_u
     assert bench._time_loader(Data(), 8, session) == ((0,), 3)
 
 
+def test_images_are_drawn_once_for_all_experiments_of_a_size(monkeypatch):
+    drawn, taken = [], []
+
+    def random_images(name, n, *, image_size):
+        drawn.append((name, n))
+        return object()
+
+    def set_up(e, device, dataset, graphs):
+        taken.append(dataset)
+        return types.SimpleNamespace(experiment=e, rates=[1.0])
+
+    monkeypatch.setattr(bench, "random_images", random_images)
+    monkeypatch.setattr(bench, "_set_up", set_up)
+    monkeypatch.setattr(bench, "_time_round", lambda *arguments: None)
+    monkeypatch.setattr(bench, "_rows", lambda timed, bytes_a_second: [])
+    bench.measure(choose("imagenet", (), (), {"batch_size": 8}), CPU, None, 3)
+    assert drawn == [("imagenet", 16)]
+    assert len(taken) > 2
+    assert len(set(map(id, taken))) == 1
+
+
 def test_bench_says_which_experiment_diverges_with_status_1_and_without_warnings():
     arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
     run = CliRunner().invoke(cli, [*arguments, "--set", "learning_rate=1e30"])

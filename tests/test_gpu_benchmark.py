@@ -71,12 +71,30 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     table = (tmp_path / "gpu.md").read_text()
     assert table.count("RuntimeError: cuBLAS is unwell") == 1
     assert "and more" not in table
-    # 8 twice and 16 twice are done by 400; 32 would take half as long again as 16, which is too much.
+    # 8 twice and 16 twice are done by 400; 32 would take twice as long as 16, which is too much.
     assert table.count("no time left") == 2
     assert [r["batch"] for r in json.loads((tmp_path / "gpu.json").read_text())["results"]] == [
         8, 8, 16, 16, 32, 32,
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+@pytest.mark.parametrize(("until", "left_out"), [(99.0, 0), (101.0, 1)])
+def test_a_case_is_taken_to_grow_with_the_batch(
+    until, left_out, script, fake_gpu, monkeypatch, tmp_path  # noqa: F811
+):  # fmt: skip
+    """Of imagenet the host makes every image of a batch; it may not run on beyond the limit."""
+    clock = [0.0]
+
+    def measure(experiments, device, data_dir, steps):
+        clock[0] += until if experiments[0].batch_size == 8 else 0
+        return {"experiments": [row(e.name) for e in experiments]}
+
+    monkeypatch.setattr(script, "measure", measure)
+    monkeypatch.setattr(script, "PRECISIONS", ("float32",))
+    report = script.Report("card", tmp_path / "gpu")
+    assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 32), lambda: clock[0])
+    assert (tmp_path / "gpu.md").read_text().count("no time left") == left_out
 
 
 @pytest.fixture

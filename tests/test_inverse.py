@@ -224,6 +224,8 @@ def test_errors_whose_squares_underflow_are_inverted_as_others_are(
 ):
     if exponent < np.finfo(dtype).minexp - 20:
         pytest.skip(f"{dtype} has no such number")
+    if device.is_gpu and exponent < np.finfo(dtype).minexp:
+        pytest.skip("subnormal numbers of float32 are 0 to CuPy's kernels, compiled with -ftz=true")
     W = near_orthogonal(rng, 64, 0.03, dtype)
     d = rng.integers(-99, 99, (4, 64)).astype(dtype)  # whose products with 2^-140 are numbers of float32
     W_, lifted, small = (device.xp.asarray(a) for a in (W, d, d * dtype.type(2.0**exponent)))

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgait import products
+from npgait.activations import Linear
 from npgait.backend import to_host
+from npgait.layers import Dense
 from npgait.products import column_sums, summed_product, tall_product
-from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
+from tests.fake_cupy import FakeArray, fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
 
@@ -78,5 +80,25 @@ def test_column_sums_on_a_device_are_the_same_in_stages(rows, u, fake_gpu):  # n
     x = np.random.default_rng(rows).standard_normal((rows, u))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "STAGES", 8)
+        patch.setattr(products, "LEAST_STAGED", 16)
         for on_device in (fake_gpu.xp.asarray(x), fake_gpu.xp.asarray(x.T.copy()).T):
             np.testing.assert_allclose(to_host(column_sums(on_device)), x.sum(axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4096, 30), (50176, 4), (300000, 2)])
+def test_no_stage_on_a_device_sums_many_rows(shape, fake_gpu, monkeypatch, rng):  # noqa: F811
+    """As the biases of dense layers and of convolutions ask: CuPy has as few blocks as columns."""
+    rows, own = [], FakeArray.sum
+
+    def counted(x, axis):
+        rows.append(len(x))
+        return own(x, axis=axis)
+
+    monkeypatch.setattr(FakeArray, "sum", counted)
+    delta = rng.standard_normal(shape)
+    on_device = fake_gpu.xp.asarray(delta)
+    layer = Dense(fake_gpu.xp.zeros((1, shape[1])), fake_gpu.xp.zeros(shape[1]), f=Linear())
+    _, db = layer.local_update(fake_gpu.xp.ones((len(delta), 1)), on_device, on_device)
+    for got in (db, column_sums(on_device)):
+        assert relative(to_host(got), delta.sum(axis=0)) < 1e-10
+    assert max(rows) <= products.LEAST_STAGED
