@@ -71,7 +71,7 @@ DEFECTS = [
            "delta = self.f.times_derivative(a[:, :u], error)",
            "delta = self.f.times_derivative(a[:, :u], error, 2)", "tests/test_dense.py"),
     Defect("local update: bias averaged", "npgait/layers/dense.py",
-           "db = staged_sums(delta)", "db = delta.mean(axis=0)", "tests/test_dense.py"),
+           "db = column_sums(delta)", "db = delta.mean(axis=0)", "tests/test_dense.py"),
     Defect("BP: f' missing", "npgait/rules/bp.py",
            "e = layer.transpose(layer.f.times_derivative(a, e))",
            "e = layer.transpose(e)", RULES),

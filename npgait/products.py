@@ -18,8 +18,8 @@ from npgait.parallel import controller
 PIECE = 10**6
 LEAST_ROWS = 8  # of a piece of x W, below which the calls would show
 LEAST_SUMMED = 48  # of a piece of d^T x, below which the sum over pieces would
-LEAST_STAGED = 1024  # rows from which on a GPU sums them in stages,
-STAGES = 256  # and the most of one
+LEAST_STAGED = 1024  # rows, of fewer of which a GPU makes one sum
+STAGES = 256  # the most rows of one sum in a stage
 IN_PLACE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's names of processors
 
 
@@ -72,21 +72,18 @@ def summed_product(d: Array, x: Array) -> Array:
 
 
 def column_sums(x: Array) -> Array:
-    """Return x.sum(axis=0) of an array (N, u): on the CPU as a product, in a quarter of the time."""
-    return np.ones(len(x), x.dtype) @ x if array_module(x) is np else staged_sums(x)
+    """Return x.sum(axis=0) of an array (N, u).
 
-
-def staged_sums(x: Array) -> Array:
-    """Return x.sum(axis=0) of an array (N, u), on a GPU in stages.
-
-    CuPy gives each 32 columns one block of threads, however many the rows are: by itself it would sum
-    thousands of rows on a few of a GPU's multiprocessors.
+    On the CPU as a product, in a quarter of the time. On a GPU in stages: CuPy gives each 32 columns one
+    block of threads, however many the rows are, and would leave most of its multiprocessors idle.
     """
-    if array_module(x) is np or len(x) < LEAST_STAGED or not x.flags.c_contiguous:
+    if array_module(x) is np:
+        return np.ones(len(x), x.dtype) @ x
+    if len(x) < LEAST_STAGED or not x.flags.c_contiguous:
         return x.sum(axis=0)
     stages = min(STAGES, 1 << len(x).bit_length() // 2)  # about the root of N
     whole = len(x) - len(x) % stages
-    sums = staged_sums(x[:whole].reshape(stages, -1).sum(axis=0).reshape(-1, x.shape[1]))
+    sums = column_sums(x[:whole].reshape(stages, -1).sum(axis=0).reshape(-1, x.shape[1]))
     return sums if whole == len(x) else sums + x[whole:].sum(axis=0)
 
 

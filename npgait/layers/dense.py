@@ -13,7 +13,7 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.blas import product
 from npgait.inverse import InverseSolver, check_inverse
-from npgait.products import staged_sums
+from npgait.products import column_sums
 from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
@@ -223,7 +223,7 @@ class Dense:
         u = self.used
         delta = self.f.times_derivative(a[:, :u], error)  # f'(a) * e
         dW = product(self._flat(x).T, delta)
-        db = staged_sums(delta)
+        db = column_sums(delta)
         return with_auxiliary(dW, self.n_out), with_auxiliary(db, self.n_out)
 
     def _flat(self, x: Array) -> Array:
