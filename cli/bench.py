@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -215,7 +216,7 @@ def measure(
     for t in timed:
         rates.setdefault(t.experiment.dtype, []).extend(t.rates)
     return {
-        "environment": describe_environment(device, ["npgait", "bench"]),
+        "environment": describe_environment(device, sys.argv),
         "product_rate": {dtype: median(values) for dtype, values in rates.items()},
         "bandwidth": median(bandwidths),
         "experiments": _rows(timed, median(bandwidths)),

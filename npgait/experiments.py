@@ -26,7 +26,7 @@ def read_experiments(
     Parameters
     ----------
     path : Path
-        The file; its name stands in messages.
+        The file, which messages name as it is given.
     text : str, optional
         Its content, if it is at hand.
     overrides : mapping, optional
@@ -46,19 +46,19 @@ def read_experiments(
         name = values["name"]
         names.append(name)
         if not only or name in only:
-            experiments.append(_make(values, overrides, path.name))
+            experiments.append(_make(values, overrides, str(path)))
         else:
-            _make(values, {}, path.name)
-    _check_unique(names, path.name)
+            _make(values, {}, str(path))
+    _check_unique(names, str(path))
     _check_among(names, only)
     if "name" in overrides:
-        _check_unique([e.name for e in experiments], f"{path.name}, changed by --set name")
+        _check_unique([e.name for e in experiments], f"{path}, changed by --set name")
     return experiments
 
 
 def _entries(path: Path, text: str | None) -> list[dict[str, Any]]:
     """Return keys and values of each experiment of a file, its name among them."""
-    where = path.name
+    where = str(path)
     table = _parse(path, text)
     unknown = set(table) - {"defaults", "experiment"}
     if unknown:
@@ -114,7 +114,7 @@ def _parse(path: Path, text: str | None) -> dict[str, Any]:
     try:
         return tomllib.loads(raw.decode("utf-8-sig") if text is None else text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, say, or too many digits
-        raise ConfigError(f"{path.name}: not TOML: {error}") from error
+        raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -123,7 +123,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path.name}: over {MAX_FILE_BYTES} bytes; not an experiment file") from error
+        raise ConfigError(f"{path}: over {MAX_FILE_BYTES} bytes; not an experiment file") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:

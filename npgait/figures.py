@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -85,7 +86,7 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, kind: str = "png")
     paths = []
     for name, figure in figures.items():
         with replacing(folder / f"{name}.{kind}") as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+            _write(figure, temporary, format=kind, dpi=150)
         paths.append(folder / f"{name}.{kind}")
     return paths
 
@@ -93,9 +94,16 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, kind: str = "png")
 def as_svg(figure: Figure) -> str:
     """Return a figure as the text of an SVG element, to stand in an HTML page."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    _write(figure, text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def _write(figure: Figure, target: Path | io.StringIO, **options: Any) -> None:
+    """Write a figure. A letter that the font lacks is drawn as a box, and needs no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(target, **options)
 
 
 def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> Figure | None:

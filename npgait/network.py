@@ -14,7 +14,7 @@ import numpy as np
 from npgait.activations import Activation
 from npgait.backend import Array, Device, array_module, as_array, device_of, to_host
 from npgait.inverse import InverseSolver
-from npgait.validation import check_name
+from npgait.validation import check_name, whole
 
 
 class Layer(Protocol):
@@ -179,6 +179,8 @@ class Network:
         ----------
         x : array (N, *shape_in), or (N, ...) with as many values a sample
             NumPy, CuPy or any DLPack array; shape, dtype and device are converted.
+        batch_size : int
+            Samples that are worked on at a time.
 
         Returns
         -------
@@ -187,10 +189,10 @@ class Network:
         Raises
         ------
         TypeError, ValueError
-            If x is not of real numbers, has another number of values a sample, or an output is NaN.
+            If x is not of real numbers, has another number of values a sample, or an output is NaN; if
+            `batch_size` is no whole number from 1 on.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        batch_size = whole("batch_size", batch_size)
         x = as_array(x)
         if x.dtype.kind not in "fiub":
             raise TypeError(f"x is of dtype {x.dtype}; expected real numbers")

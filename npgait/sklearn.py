@@ -126,10 +126,12 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If data or parameters cannot be used.
         npgait.training.TrainingDivergedError
             If the loss is no longer finite.
+        npgait.inverse.SingularWeightsError, npgait.inverse.ErrorsNotFiniteError
+            By a rule that inverts layers: if weights have no inverse, or errors are not finite.
         """
         epochs, _ = whole("max_iter", self.max_iter), whole("batch_size", self.batch_size)
         X, y = validate_data(self, X, y, dtype=self.dtype)
@@ -151,6 +153,10 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        As `fit`; ValueError also if a class is none of the first call's.
         """
         whole("batch_size", self.batch_size)
         fresh = not hasattr(self, "network_")
@@ -194,7 +200,7 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
     def _start(self, classes: np.ndarray) -> None:
         """Draw a fresh network for these classes."""
         if len(classes) < 2:
-            raise ValueError(f"there is only one class, {classes[0]!r}; expected at least two")
+            raise ValueError(f"there is only one class, {classes.tolist()[0]!r}; expected at least two")
         self.classes_ = classes
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._streams = random_streams(seed)

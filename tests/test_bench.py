@@ -97,8 +97,11 @@ def test_bench_prints_tables_and_json(monkeypatch):
     assert run.exit_code == 0, run.output
     assert "GFLOP/s float32" in run.output
     assert "where the time goes" in run.output
-    run = CliRunner().invoke(cli, [*arguments, "--json", "--set", "ortho_every=2"])
+    arguments += ["--json", "--set", "ortho_every=2"]
+    monkeypatch.setattr("sys.argv", ["npgait", *arguments])
+    run = CliRunner().invoke(cli, arguments)
     result = json.loads(run.output)
+    assert result["environment"]["command"] == ["npgait", *arguments]
     rows = {row["name"]: row for row in result["experiments"]}
     assert rows["bp"]["ratio_to_bp"] == 1.0
     for row in rows.values():

@@ -162,6 +162,10 @@ def test_what_is_no_run_is_a_clear_message(command, runs, tmp_path):
     run = npgait(command, damaged)
     assert run.exit_code == 2
     assert "line 1 is damaged" in run.output
+    (damaged / "config.toml").write_text("[[experiment]\n")
+    run = npgait(command, damaged)
+    assert run.exit_code == 2
+    assert f"{damaged / 'config.toml'}: not TOML" in run.output  # of several runs, the one
 
 
 # --- the page -----------------------------------------------------------------------------------------

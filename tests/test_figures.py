@@ -55,7 +55,7 @@ def test_the_angle_of_a_layer_stands_above_its_name_however_deep_the_other_netwo
     assert found == {"shallow": [0, 2], "deep": [0, 1, 2]}
 
 
-@pytest.mark.parametrize("name", ["_hidden", "bp ($x^2$)", "bp ($\\frac$)", "x" * 100])
+@pytest.mark.parametrize("name", ["_hidden", "bp ($x^2$)", "bp ($\\frac$)", "x" * 100, "\u6570\u5b57"])
 def test_a_name_stands_in_the_legend_as_it_is(name):
     for figure in drawn(trained(name)).values():
         legend = (figure.legends or [figure.axes[0].get_legend()])[0]

@@ -144,6 +144,13 @@ def test_numbers_that_are_no_sizes_are_refused(options):
         GAITClassifier(**{"max_iter": 2, **options}).fit(X, y)
 
 
+@pytest.mark.parametrize("label", [3, "ash", True])
+def test_a_single_class_is_named_as_it_was_given(label):
+    X = np.random.default_rng(0).standard_normal((30, 4))
+    with pytest.raises(ValueError, match=f"only one class, {label!r};"):
+        GAITClassifier().fit(X, np.array([label] * 30))
+
+
 def test_a_first_call_that_failed_leaves_nothing_behind(blobs):
     X, y = blobs
     model = GAITClassifier(random_state=0)

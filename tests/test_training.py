@@ -342,6 +342,8 @@ def test_masked_arrays_and_batches_of_nothing_are_refused(rng):
         network.predict(masked)
     with pytest.raises(ValueError, match="batch_size is -1"):
         network.predict(rng.standard_normal((6, 8)), batch_size=-1)
+    with pytest.raises(TypeError, match=r"batch_size is 2\.5"):
+        network.predict(rng.standard_normal((6, 8)), batch_size=2.5)
 
 
 @pytest.mark.parametrize("kind", [complex, "U3", "datetime64[s]"])
