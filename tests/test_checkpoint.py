@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 
@@ -12,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgait.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from npgait.checkpoint import (
+    SEAL_BYTES,
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from npgait.config import make_experiment
 from npgait.files import replacing, write_text
 from npgait.run_folder import RunFolderError, hidden_angle, read_metrics, write_metrics
@@ -29,6 +36,14 @@ def sample():
             "feedback": {},
         },
     )
+
+
+def seal(path):
+    """Write the digest of a file that was changed, as a hostile one would have it."""
+    raw = bytearray(path.read_bytes())
+    digest = hashlib.sha256(raw[SEAL_BYTES:]).hexdigest()
+    raw[:SEAL_BYTES] = f"npgait checkpoint 2 sha256 {digest}\n".encode().ljust(SEAL_BYTES, b"\0")
+    path.write_bytes(raw)
 
 
 def test_a_checkpoint_reads_back_equal(tmp_path):
@@ -88,11 +103,11 @@ def test_missing_foreign_and_future_files_are_one_clear_line(tmp_path):
     with pytest.raises(CheckpointError, match="not a checkpoint of npgait"):
         load_checkpoint(tmp_path / "other.h5")
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of npgait"):
         load_checkpoint(tmp_path / "text.h5")
     save_checkpoint(tmp_path / "c.h5", sample())
-    with h5py.File(tmp_path / "c.h5", "r+") as file:
-        file.attrs["version"] = 99
+    raw = (tmp_path / "c.h5").read_bytes()
+    (tmp_path / "c.h5").write_bytes(raw.replace(b"checkpoint 2", b"checkpoint 99", 1))
     with pytest.raises(CheckpointError, match="format version 99"):
         load_checkpoint(tmp_path / "c.h5")
 
@@ -102,6 +117,7 @@ def test_a_file_that_promises_more_than_it_holds_is_refused(tmp_path):
     with h5py.File(tmp_path / "c.h5", "r+") as file:
         del file["parameters/hidden1/W"]
         file.create_dataset("parameters/hidden1/W", shape=(1 << 40,), dtype="f4", chunks=(1024,))
+    seal(tmp_path / "c.h5")
     with pytest.raises(CheckpointError, match=r"promises \d+ bytes of float32"):
         load_checkpoint(tmp_path / "c.h5")
 
@@ -120,14 +136,16 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path_factory, position, bit,
         raw[at] ^= 1 << bit
     path.write_bytes(raw)
     try:
-        loaded = load_checkpoint(path)
+        with pytest.MonkeyPatch.context() as patch:
+            if at >= SEAL_BYTES:
+                patch.delattr(h5py, "File")  # which may not come to an end
+            loaded = load_checkpoint(path)
     except CheckpointError as error:
         assert "\n" not in str(error)
-    else:  # padding of the format, say
+        assert at < SEAL_BYTES or "does not match its digest" in str(error)
+    else:  # the space between the first line and HDF5's part
+        assert at < SEAL_BYTES
         assert loaded.meta == sample().meta
-        np.testing.assert_array_equal(
-            loaded.arrays["parameters"]["hidden1/W"], sample().arrays["parameters"]["hidden1/W"]
-        )
 
 
 @pytest.mark.parametrize("name", ["meta", "parameters/hidden1/W", "optimizer/t", "optimizer/m0"])
