@@ -79,6 +79,7 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
     assert names[0] == "bp"
     assert {"gait", "square-dfa"} <= set(names)
     assert choose("digits", ["dfa"], [], {})[1].rule == "dfa"
+    assert [e.rule for e in choose("digits", ["dfa", "tp", "dfa"], [], {})] == ["bp", "dfa", "tp"]
     only = choose("mnist-gait-2l", [], [], {})
     assert [e.rule for e in only] == ["bp", "gait"]
     faster = choose("faster", [], ["faster-cifar10-gait"], {"width": 64})  # the other has no width
