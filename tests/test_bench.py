@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from functools import partial
 
@@ -173,6 +174,9 @@ def test_the_tables_show_each_number_in_its_column_and_unit():
     }
     lines = report(result).splitlines()
     assert lines[0] == "this machine: products 8 GFLOP/s float32; memory 9.0 GB/s; loops: compiled"
+    header = next(line for line in lines if line.startswith("experiment"))
+    labels = ["experiment", "ms/step", "samples/s", "GFLOP", "product rate", "floor", "x BP"]
+    assert re.split("  +", header) == [*labels, "GFLOP x BP", "peak memory"]
     table = [line.split() for line in lines if line.startswith(("one", "experiment"))]
     assert table[1] == ["one", "500.0", "12", "3.00", "30%", "40%", "1.50", "2.50", "7", "MiB"]
     assert table[2] == ["experiment", *PARTS, "loader"]
