@@ -152,6 +152,14 @@ def test_ratios_are_to_the_backpropagation_that_stands_above():
     assert [row["operations_to_bp"] for row in rows] == [1, 2, 1, 5]
 
 
+def test_a_rate_is_the_median_of_all_that_were_measured_and_the_floor_is_by_it():
+    (row,) = bench._rows([timed()], 1e9)
+    assert row["product_rate"] == 2e10
+    assert row["floor_seconds"] == 10e9 / 2e10 + 5e8 / 1e9
+    assert row["share_of_floor"] == row["floor_seconds"] / 0.5
+    assert row["share_of_product_rate"] == 10e9 / 0.5 / 2e10
+
+
 def test_the_tables_show_each_number_in_its_column_and_unit():
     row = {
         "name": "one",
