@@ -10,7 +10,7 @@ import pytest
 
 from npgait.comparison import Group, Trained
 from npgait.config import make_experiment
-from npgait.figures import as_svg, four_figures, loss_figures
+from npgait.figures import as_svg, four_figures, loss_figures, save_figures
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,28 @@ def test_a_seed_that_was_not_measured_takes_no_other_seed_s_angles_away():
     bare = Trained(bare.folder, bare.experiment, bare.epochs, {})
     axes = drawn(Group("bp", [measured, bare]))["angle"].axes[0]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[10, 20]]
+
+
+def test_an_angle_by_step_is_the_mean_of_the_layers_that_have_one():
+    group = trained(angles=(10.0, None, 80.0, 30.0, 0.0))
+    axes = four_figures([group])["angle"].axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [40, 40]
+
+
+def test_a_layer_without_any_angle_has_its_place_and_no_mark():
+    group = trained(angles=(10.0, None, 30.0))
+    axes = four_figures([group])["angle-by-layer"].axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["hidden1", "hidden2", "output"]
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [[0, 10], [2, 30]]
+
+
+def test_figures_are_written_by_name_and_said_where(tmp_path):
+    figure = four_figures([trained()])["angle"]
+    (path,) = save_figures({"angle": figure}, tmp_path / "new")
+    assert path == tmp_path / "new" / "angle.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (1e-5, 0.5, 0.0), (80.0, 100.0, 0.0)])
