@@ -104,6 +104,17 @@ def test_an_angle_by_step_is_the_mean_of_the_layers_that_have_one():
     assert axes.lines[0].get_ydata().tolist() == [40, 40]
 
 
+def test_axes_say_what_they_are_of_and_in_which_unit():
+    figures = four_figures([trained()]) | loss_figures([trained()])
+    labels = {name: (f.axes[0].get_xlabel(), f.axes[0].get_ylabel()) for name, f in figures.items()}
+    assert labels == {
+        "train-accuracy": ("epoch", "train accuracy (%)"),
+        "angle": ("step", "angle to BP (degrees)"),
+        "angle-by-layer": ("", "angle to BP (degrees)"),
+        "train-loss": ("epoch", "train loss"),
+    }
+
+
 def test_a_layer_without_any_angle_has_its_place_and_no_mark():
     group = trained(angles=(10.0, None, 30.0))
     axes = four_figures([group])["angle-by-layer"].axes[0]
@@ -114,8 +125,8 @@ def test_a_layer_without_any_angle_has_its_place_and_no_mark():
 
 def test_figures_are_written_by_name_and_said_where(tmp_path):
     figure = four_figures([trained()])["angle"]
-    (path,) = save_figures({"angle": figure}, tmp_path / "new")
-    assert path == tmp_path / "new" / "angle.png"
+    (path,) = save_figures({"angle": figure}, tmp_path / "a" / "new")
+    assert path == tmp_path / "a" / "new" / "angle.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [*path.parent.iterdir()] == [path]
 
