@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from npgait.comparison import Group, Trained
 from npgait.config import make_experiment
-from npgait.figures import as_svg, four_figures, loss_figures, save_figures
+from npgait.figures import COLOURS, as_svg, four_figures, loss_figures, save_figures
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,19 @@ def test_no_two_lines_look_alike():
     figure = drawn(*(trained(str(number)) for number in range(14)))["train-accuracy"]
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(looks) == 14
+
+
+def test_a_group_has_one_colour_in_every_figure_and_for_its_band_too():
+    bare = Trained(Path("run"), trained().members[0].experiment, trained().members[0].epochs, {})
+    spread = [m for seed in (0, 1) for m in trained(losses=(1.0 + seed, 0.5), seed=seed).members]
+    figures = four_figures([Group("bare", [bare]), Group("spread", spread)])
+    accuracy, angle, by_layer = (f.axes[0] for f in figures.values())
+    colours = [to_hex(line.get_color()) for line in accuracy.lines]
+    assert colours == [each.lower() for each in COLOURS[:2]]
+    assert [to_hex(line.get_color()) for line in angle.lines] == colours[1:]
+    assert to_hex(by_layer.containers[0].lines[0].get_color()) == colours[1]
+    (band,) = accuracy.collections
+    assert to_hex(band.get_facecolor()[0]) == colours[1]
 
 
 def test_one_epoch_has_one_tick_and_the_spread_of_its_seeds():
