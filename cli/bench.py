@@ -160,7 +160,7 @@ def choose(
                 baselines += find_experiments(preset, overrides, [e.name])
     if rules:
         present = {e.rule for e in chosen}
-        missing = [_with_rule(chosen, rule) for rule in rules if rule not in present]
+        missing = [_with_rule(chosen, rule) for rule in dict.fromkeys(rules) if rule not in present]
         chosen = [e for e in chosen if e.rule in rules] + missing
     ordered: list[Experiment] = []
     for network in dict.fromkeys(map(_network, chosen)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from functools import partial
 
@@ -79,6 +80,7 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
     assert names[0] == "bp"
     assert {"gait", "square-dfa"} <= set(names)
     assert choose("digits", ["dfa"], [], {})[1].rule == "dfa"
+    assert [e.rule for e in choose("digits", ["dfa", "tp", "dfa"], [], {})] == ["bp", "dfa", "tp"]
     only = choose("mnist-gait-2l", [], [], {})
     assert [e.rule for e in only] == ["bp", "gait"]
     faster = choose("faster", [], ["faster-cifar10-gait"], {"width": 64})  # the other has no width
@@ -153,6 +155,14 @@ def test_ratios_are_to_the_backpropagation_that_stands_above():
     assert [row["operations_to_bp"] for row in rows] == [1, 2, 1, 5]
 
 
+def test_a_rate_is_the_median_of_all_that_were_measured_and_the_floor_is_by_it():
+    (row,) = bench._rows([timed()], 1e9)
+    assert row["product_rate"] == 2e10
+    assert row["floor_seconds"] == 10e9 / 2e10 + 5e8 / 1e9
+    assert row["share_of_floor"] == row["floor_seconds"] / 0.5
+    assert row["share_of_product_rate"] == 10e9 / 0.5 / 2e10
+
+
 def test_the_tables_show_each_number_in_its_column_and_unit():
     row = {
         "name": "one",
@@ -175,6 +185,9 @@ def test_the_tables_show_each_number_in_its_column_and_unit():
     }
     lines = report(result).splitlines()
     assert lines[0] == "this machine: products 8 GFLOP/s float32; memory 9.0 GB/s; loops: compiled"
+    header = next(line for line in lines if line.startswith("experiment"))
+    labels = ["experiment", "ms/step", "samples/s", "GFLOP", "product rate", "floor", "x BP"]
+    assert re.split("  +", header) == [*labels, "GFLOP x BP", "peak memory"]
     table = [line.split() for line in lines if line.startswith(("one", "experiment"))]
     assert table[1] == ["one", "500.0", "12", "3.00", "30%", "40%", "1.50", "2.50", "7", "MiB"]
     assert table[2] == ["experiment", *PARTS, "loader"]

@@ -104,3 +104,24 @@ def test_halves_are_scaled_as_other_numbers_are(shape, rng):
     x = (1000 + 500 * rng.standard_normal(shape)).astype(np.float16)
     got, expected = scaling_of(x, "standard"), scaling_of(x.astype(np.float64), "standard")
     np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1.01, -1.01, np.inf, -np.inf, np.nan])
+def test_one_value_that_the_dtype_cannot_hold_is_enough_to_refuse_all(factor):
+    x, largest = np.zeros((4, 3)), float(np.finfo(np.float32).max)
+    x[2, 1] = factor * largest
+    with pytest.raises(ValueError, match=r"finite|scale x down"):
+        array_data(x, np.zeros(4, int))
+    x[2, 1] = np.copysign(largest, factor)
+    assert len(array_data(x, np.zeros(4, int))) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32", np.uint8])
+def test_batches_are_of_no_dtype_that_networks_are_not_of(dtype):
+    with pytest.raises(ValueError, match="use float32 or float64"):
+        array_data(np.zeros((4, 3)), np.zeros(4, int), dtype=dtype)
+
+
+def test_an_unknown_normalisation_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'standart' is unknown; use one of none, unit, standard"):
+        scaling_of(np.zeros((2, 3)), "standart")

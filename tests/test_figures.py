@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from npgait.comparison import Group, Trained
 from npgait.config import make_experiment
-from npgait.figures import as_svg, four_figures, loss_figures
+from npgait.figures import COLOURS, as_svg, four_figures, loss_figures, save_figures
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,19 @@ def test_no_two_lines_look_alike():
     assert len(looks) == 14
 
 
+def test_a_group_has_one_colour_in_every_figure_and_for_its_band_too():
+    bare = Trained(Path("run"), trained().members[0].experiment, trained().members[0].epochs, {})
+    spread = [m for seed in (0, 1) for m in trained(losses=(1.0 + seed, 0.5), seed=seed).members]
+    figures = four_figures([Group("bare", [bare]), Group("spread", spread)])
+    accuracy, angle, by_layer = (f.axes[0] for f in figures.values())
+    colours = [to_hex(line.get_color()) for line in accuracy.lines]
+    assert colours == [each.lower() for each in COLOURS[:2]]
+    assert [to_hex(line.get_color()) for line in angle.lines] == colours[1:]
+    assert to_hex(by_layer.containers[0].lines[0].get_color()) == colours[1]
+    (band,) = accuracy.collections
+    assert to_hex(band.get_facecolor()[0]) == colours[1]
+
+
 def test_one_epoch_has_one_tick_and_the_spread_of_its_seeds():
     members = [m for seed in (0, 1) for m in trained(losses=(1.0 + seed,), seed=seed).members]
     figures = drawn(Group("bp", members))
@@ -96,6 +110,39 @@ def test_a_seed_that_was_not_measured_takes_no_other_seed_s_angles_away():
     bare = Trained(bare.folder, bare.experiment, bare.epochs, {})
     axes = drawn(Group("bp", [measured, bare]))["angle"].axes[0]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[10, 20]]
+
+
+def test_an_angle_by_step_is_the_mean_of_the_layers_that_have_one():
+    group = trained(angles=(10.0, None, 80.0, 30.0, 0.0))
+    axes = four_figures([group])["angle"].axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [40, 40]
+
+
+def test_axes_say_what_they_are_of_and_in_which_unit():
+    figures = four_figures([trained()]) | loss_figures([trained()])
+    labels = {name: (f.axes[0].get_xlabel(), f.axes[0].get_ylabel()) for name, f in figures.items()}
+    assert labels == {
+        "train-accuracy": ("epoch", "train accuracy (%)"),
+        "angle": ("step", "angle to BP (degrees)"),
+        "angle-by-layer": ("", "angle to BP (degrees)"),
+        "train-loss": ("epoch", "train loss"),
+    }
+
+
+def test_a_layer_without_any_angle_has_its_place_and_no_mark():
+    group = trained(angles=(10.0, None, 30.0))
+    axes = four_figures([group])["angle-by-layer"].axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["hidden1", "hidden2", "output"]
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [[0, 10], [2, 30]]
+
+
+def test_figures_are_written_by_name_and_said_where(tmp_path):
+    figure = four_figures([trained()])["angle"]
+    (path,) = save_figures({"angle": figure}, tmp_path / "a" / "new")
+    assert path == tmp_path / "a" / "new" / "angle.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (1e-5, 0.5, 0.0), (80.0, 100.0, 0.0)])

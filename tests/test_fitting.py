@@ -11,6 +11,7 @@ from npgait.optimizers import SGD, Adam
 from npgait.rules import bind
 from npgait.streams import random_streams
 from npgait.training import EpochDone
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -65,6 +66,18 @@ def test_adam_at_the_rate_asked_for_and_cross_entropy_are_the_defaults(handed_on
     assert (type(recipe.optimizer), recipe.optimizer.learning_rate) == (Adam, 0.125)
     assert recipe.loss is LOSSES["cross_entropy"] and recipe.rule.name == "gait"
     assert handed_on["graphs"] is True and handed_on["test"] is None
+
+
+def test_batches_are_checked_against_the_network_and_of_its_dtype_and_device(handed_on, fake_gpu):  # noqa: F811
+    network = models.square(8, 3, width=4, depth=1, dtype="float64", device=fake_gpu)
+    x, labels = np.ones((6, 8)), [0, 1, 2, 0, 1, 2]
+    fitting.fit(network, x, labels, rule="bp", test=(x, labels))
+    for name in ("train", "test"):
+        ((batch, own),) = handed_on[name].batches(9)
+        assert (type(batch), batch.shape, batch.dtype) == (fake_gpu.xp.ndarray, (6, 8), "float64")
+        assert type(own) is fake_gpu.xp.ndarray
+    with pytest.raises(ValueError, match=r"labels lie in 0\.\.3; expected 0\.\.2"):
+        fitting.fit(network, x, labels, rule="bp", test=(x, [0, 1, 2, 3, 1, 2]))
 
 
 @pytest.mark.parametrize("test", [np.ones((6, 8)), (np.ones((6, 8)),), (np.ones((6, 8)), [0] * 6, 1)])

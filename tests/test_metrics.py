@@ -33,6 +33,7 @@ def test_angle_of_parallel_arrays_is_zero_in_single_precision(rng):
 def test_an_array_without_direction_has_no_angle(bad):
     assert angle(np.full(3, bad), np.ones(3)) is None
     assert angle(np.ones(3), np.full(3, bad)) is None
+    assert angle(np.zeros(0), np.zeros(0)) is None
 
 
 def test_top_k_counts_labels_among_the_largest_outputs():
@@ -53,6 +54,9 @@ def test_a_tally_counts_the_label_among_the_largest_and_the_five_largest_of_all_
     tally.add(np.array([1.0, 2.0, 4.0]), y, np.array([7, 3, 2]))  # the 1st, 5th and 6th largest
     tally.add(np.array([5.0]), y[:1], np.array([7]))
     assert tally.means("test") == {"test_loss": 3.0, "test_top1": 0.5, "test_top5": 0.75}
+    tally = Tally()
+    tally.add(np.array([2.0]), y[:1], np.array([7]))
+    assert tally.means("one") == {"one_loss": 2.0, "one_top1": 1.0, "one_top5": 1.0}
     assert Tally().means("x") == {"x_loss": 0, "x_top1": 0, "x_top5": 0}
 
 
@@ -86,6 +90,24 @@ def test_layers_are_measured_against_backpropagation(targets, rng):
     assert measured[1].inverse_residual < 1e-12
     assert measured[1].inverse_terms == 0
     assert 0 <= measured[1].crossed <= 1
+
+
+def test_the_kinks_that_are_crossed_are_those_between_activity_and_target(rng):
+    network = dense_network(rng, width=16, n_classes=16, linear_output=False)
+    x, labels = batch(rng, network, 40)
+    records = network.forward(x)
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    target = records[-1].y - 3 * error  # of target propagation, whose nudge is the whole error
+    shares = []
+    for layer, record in zip(network.layers[:0:-1], records[:0:-1], strict=True):
+        shares.insert(0, np.mean((record.y >= 0) != (target >= 0)))
+        inverted = np.where(target >= 0, target, 10 * target) - layer.b
+        target = np.linalg.solve(layer.W.T, inverted.T).T
+    rule, grams = bind("tp"), [None] * 4
+    updates = rule(network.layers, records, 3 * error, grams)
+    measured = measure(network.layers, records, 3 * error, updates, rule, grams)
+    assert [m.crossed for m in measured[1:]] == pytest.approx(shares)
+    assert min(shares) > 0
 
 
 def test_the_gamma_that_is_measured_is_the_published_one(rng):

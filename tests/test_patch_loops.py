@@ -211,8 +211,20 @@ def test_what_is_to_be_filled_has_to_be_of_the_products_shape_and_in_one_piece(s
         multiplier(W, window)(x, np.empty(shape))
     with pytest.raises(ValueError, match="out has strides"):
         multiplier(W, window)(x, np.empty((2, 8, 8, 8))[..., :4])
-    with pytest.raises(ValueError):
-        product_adder(W.T, window)(d, np.empty((2, 8, 7, 2)))
+    for other in ((2, 8, 7, 2), (3, 8, 8, 2), (2, 8, 8, 1)):
+        with pytest.raises(ValueError, match="out has shape"):
+            product_adder(W.T, window)(d, np.empty(other))
+    with pytest.raises(ValueError, match="out has shape"):
+        product_adder(W.T, window)(d[:1], np.empty((2, 8, 8, 2)))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 8, 4), (2, 8, 9, 4), (2, 8, 8, 5), (2, 4, 16, 4)])
+def test_errors_of_another_shape_are_refused_and_not_spread(shape, rng, loops):
+    window, W = Window(8, 8, 2, 3), rng.standard_normal((18, 4))
+    images = np.full((2, 8, 8, 2), 7.0)
+    with pytest.raises(ValueError, match="d has shape"):
+        product_adder(W.T, window)(rng.standard_normal(shape), images)
+    assert (images == 7).all()
 
 
 def test_patches_of_another_size_are_refused(rng, loops):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from npgait import products
 from npgait.activations import Linear
 from npgait.backend import to_host
 from npgait.layers import Dense
-from npgait.products import column_sums, summed_product, tall_product
+from npgait.products import _in_place, column_sums, summed_product, tall_product
 from tests.fake_cupy import FakeArray, fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
@@ -67,6 +69,25 @@ def test_pieces_are_as_long_as_blas_multiplies_in_place_and_none_are_made_where_
     assert products._piece(x[:25], 40) == 0
     monkeypatch.setattr(products, "_in_place", lambda: False)
     assert products._piece(x, 40) == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([("openblas", "SkylakeX")], True),
+        ([("openblas", "Haswell")], False),
+        ([("openblas", "Haswell"), ("openblas", "SapphireRapids")], True),  # SciPy brings its own
+        ([("mkl", "Cooperlake")], False),
+        ([], False),
+    ],
+)
+def test_small_matrices_are_multiplied_in_place_by_an_openblas_for_avx_512(found, expected, monkeypatch):
+    def select(internal_api):
+        libraries = [types.SimpleNamespace(architecture=a) for api, a in found if api == internal_api]
+        return types.SimpleNamespace(lib_controllers=libraries)
+
+    monkeypatch.setattr(products, "controller", lambda: types.SimpleNamespace(select=select))
+    assert _in_place.__wrapped__() is expected
 
 
 def test_column_sums_are_sums_over_rows(dtype, rng):

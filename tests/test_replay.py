@@ -154,6 +154,19 @@ def test_adam_counts_its_steps_through_replays_and_checkpoints(fake_gpu):  # noq
     assert_equal(cpu, gpu)
 
 
+def test_replays_count_towards_the_next_look_at_what_w_inverse_leaves_as_steps_do(fake_gpu):  # noqa: F811
+    plans = []
+    for graphs in (True, False):
+        network = network_on(fake_gpu, "dense", "gait")
+        stepper = Stepper(network, recipe_for(network, "gait", ortho_strength=0.3), graphs)
+        for step, (x, labels) in enumerate(batches(network, [6] * 24)):
+            stepper(fake_gpu.xp.asarray(x), fake_gpu.xp.asarray(labels), step=step)
+        assert (stepper.replayed > 8) == graphs
+        plans.append(stepper.recipe.rule.solver.plans)
+    assert plans[0] == plans[1]
+    assert {plan.made for plan in plans[0].values()} == {24}
+
+
 def test_what_cannot_be_recorded_is_made_step_by_step_and_said(fake_gpu, monkeypatch):  # noqa: F811
     def looking_loss(y, labels):
         loss, error = softmax_cross_entropy(y, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,36 @@ def test_the_page_s_tables_hold_results_changes_settings_and_environments():
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert captions == [TITLES[name] for name in four_figures(groups)]
     assert "<h1>npgait: a, b</h1>" in page and "<title>npgait: a, b</title>" in page
+
+
+class Elements(HTMLParser):
+    """What stands open where text is found, and each element closed before the one that holds it."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.holding_text = [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.holding_text.add(self.open[-1])
+
+
+def test_the_page_is_well_formed_and_no_text_stands_between_cells_rows_or_sections(monkeypatch):
+    monkeypatch.setattr("npgait.report.four_figures", lambda groups: {"angle": None})
+    monkeypatch.setattr("npgait.report.as_svg", lambda figure: "<svg/>")
+    groups = [Group(f"{gamma}", [trained(gamma=gamma)]) for gamma in (0.1, 0.2)]
+    elements = Elements(report_page(groups, ["name", "x"], [["a", "1"], ["b", "2"]]))
+    assert elements.open == []
+    text = {"title", "style", "h1", "h2", "p", "th", "td", "summary", "figcaption"}
+    assert elements.holding_text == text
 
 
 def test_a_page_of_experiments_that_do_not_differ_says_nothing_of_changes(monkeypatch):

@@ -13,6 +13,7 @@ from npgait.replay import Stepper
 from npgait.rules import bind, draw_feedback
 from npgait.step import Recipe
 from npgait.timing import PARTS
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 
 class Clock:
@@ -73,6 +74,44 @@ def test_steps_are_timed_by_whether_the_regulariser_was_due(monkeypatch):
     times = timing.time_steps(stepper, noise(network), steps=5, first=2)
     assert seen == [2, 3, 4, 5, 6]
     assert times == {True: [3, 6], False: [2, 4, 5]}
+    assert timing.time_steps(stepper, noise(network), steps=2) == {True: [0], False: [1]}
+
+
+class Busy:
+    """A device that is asked for `pending` seconds of work, which pass where it is waited for."""
+
+    def __init__(self, monkeypatch, pending):
+        self.clock, self.pending = Clock(), pending
+        monkeypatch.setattr(timing, "time", self.clock)
+        monkeypatch.setattr(timing, "synchronise", self.synchronise)
+
+    def ask(self, seconds):
+        self.pending += seconds
+
+    def synchronise(self, device):
+        self.clock.now, self.pending = self.clock.now + self.pending, 0
+
+
+def test_a_step_s_seconds_are_those_of_the_device_and_not_of_what_it_was_asked_before(monkeypatch):
+    busy = Busy(monkeypatch, pending=100)
+    monkeypatch.setattr(Stepper, "__call__", lambda self, *batch, step: busy.ask(3))
+    network = models.square(8, 3, width=4, depth=1)
+    times = timing.time_steps(Stepper(network, recipe()), noise(network), steps=4)
+    assert times == {True: [], False: [3] * 4}
+    busy.ask(100)
+    laps = timing.Laps(CPU)
+    laps.start()
+    for seconds, name in ((2, "forward"), (4, "updates")):
+        busy.ask(seconds)
+        laps(name)
+    assert laps.seconds == {"forward": 2, "updates": 4}
+
+
+def test_a_rate_is_of_the_operations_that_the_device_has_done(monkeypatch):
+    busy = Busy(monkeypatch, pending=0)
+    product = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda *args, **options: (product(*args, **options), busy.ask(2)))
+    assert timing.product_rate(CPU, np.dtype("float32"), n=6, repeats=3) == 2 * 6**3 / 2
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [5, 10, 10]), (4, [2, 7, 10])])
@@ -170,3 +209,15 @@ def test_the_memory_of_a_step_is_all_that_is_held_and_what_it_takes(rule, monkey
     held = 3 * parameters + feedback + sum(array.nbytes for array in batch)
     assert (feedback > 0) == (rule != "bp")
     assert held + taken <= timing.step_memory(network, made, batch) < held + taken + (1 << 16)
+
+
+def test_the_memory_of_a_step_on_a_gpu_is_what_the_gpu_says_it_takes(fake_gpu, monkeypatch):  # noqa: F811
+    network = models.square(8, 3, width=4, depth=1, device=fake_gpu)
+    made, steps = recipe(), []
+    monkeypatch.setattr(timing, "train_step", lambda *arguments: steps.append(arguments))
+    monkeypatch.setattr(timing, "memory_taken", lambda device, work: 1000 if work() is None else None)
+    batch = tuple(map(fake_gpu.xp.asarray, noise(network)))
+    held = sum(array.nbytes for array in (*network.parameters(), *batch))
+    held += sum(array.nbytes for array in made.optimizer.state().values())
+    assert timing.step_memory(network, made, batch) == held + 1000
+    assert steps == [(network, made, *batch)]

@@ -106,7 +106,18 @@ def product_adder(M: Array, window: Window) -> Products:
     -------
     callable
         Of d (B, H', W', u) and of images to be filled, (B, H, W, C).
+
+    Raises
+    ------
+    ValueError
+        By what is returned: if a shape is another, or loops are to fill what is not in one piece.
     """
+
+    def check(d: Array, out: Array, *, in_one_piece: bool = False) -> None:
+        check_array("d", d, (len(d), *window.positions, len(M)))
+        shape = (len(d), window.height, window.width, window.channels)
+        check_array("out", out, shape, in_one_piece=in_one_piece)
+
     if multiplied_in_loops(M):
         M, where = np.ascontiguousarray(M), geometry(window)
         in_tiles = patch_loops.adder_in_tiles(M, where)
@@ -114,10 +125,8 @@ def product_adder(M: Array, window: Window) -> Products:
         def by_loops(d: Array, out: Array) -> None:
             if not multiplied_in_loops(M, d, out):
                 raise TypeError(f"d is {d.dtype} and out {out.dtype}; expected {M.dtype}")
+            check(d, out, in_one_piece=True)
             d = np.ascontiguousarray(d)
-            check_array("d", d, (len(d), *window.positions, len(M)))
-            shape = (len(d), window.height, window.width, window.channels)
-            check_array("out", out, shape, in_one_piece=True)
             if in_tiles is not None:
                 in_tiles(d, out)
             else:
@@ -127,12 +136,14 @@ def product_adder(M: Array, window: Window) -> Products:
     if array_module(M) is not np:
 
         def written_out(d: Array, out: Array) -> None:
+            check(d, out)
             out[...] = add_patches(product(d.reshape(-1, len(M)), M), window)
 
         return written_out
     K = _by_phase(M, window)
 
     def gathered(d: Array, out: Array) -> None:
+        check(d, out)
         out[...] = _gathered(d, K, window)
 
     return gathered

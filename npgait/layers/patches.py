@@ -156,8 +156,7 @@ def add_patches(patches: Array, window: Window) -> Array:
         return x
     (top, bottom), (left, right) = window.pads
     # A stride above the kernel may leave pixels beyond the last patch uncovered: they stay zero.
-    height = max(window.height + top + bottom, (rows - 1) * s + k)
-    width = max(window.width + left + right, (columns - 1) * s + k)
+    height, width = window.height + top + bottom, window.width + left + right
     x = xp.zeros((n, height, width, c), dtype=patches.dtype)
     values = patches.reshape(n, rows, columns, k, k, c)
     for i in range(k):
