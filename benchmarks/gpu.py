@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_precision
-from npgait.cli.bench import choose, measure
+from npgait.cli.bench import choose
+from npgait.cli.bench_timing import measure
 from npgait.cli.table import format_table
 from npgait.config import Experiment
 from npgait.files import write_text

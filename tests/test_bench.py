@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from npgait import models
 from npgait.backend import CPU
-from npgait.cli import bench
+from npgait.cli import bench_timing
 from npgait.cli.bench import choose
 from npgait.cli.bench_report import report
 from npgait.cli.main import cli
@@ -93,7 +93,7 @@ def test_every_network_on_the_bench_begins_with_backpropagation():
 
 def test_bench_prints_tables_and_json(monkeypatch):
     smaller = partial(product_rate, n=1024)  # 2048 take a while
-    monkeypatch.setattr("npgait.cli.bench.product_rate", smaller)
+    monkeypatch.setattr("npgait.cli.bench_timing.product_rate", smaller)
     arguments = ["bench", "digits", "--rule", "gait", "--steps", "3", "--device", "cpu"]
     run = CliRunner().invoke(cli, arguments)
     assert run.exit_code == 0, run.output
@@ -142,7 +142,7 @@ def timed(name="one", rule="gait", seconds=0.5, **values):
 
 def test_ratios_are_to_the_backpropagation_that_stands_above():
     rest = {"cost": Cost(2e9, 0, 0, 0, 0)}
-    rows = bench._rows(
+    rows = bench_timing._rows(
         [
             timed("bp", "bp", 0.25, cost=Cost(5e9, 0, 0, 0, 0)),
             timed("gait", "gait"),
@@ -156,7 +156,7 @@ def test_ratios_are_to_the_backpropagation_that_stands_above():
 
 
 def test_a_rate_is_the_median_of_all_that_were_measured_and_the_floor_is_by_it():
-    (row,) = bench._rows([timed()], 1e9)
+    (row,) = bench_timing._rows([timed()], 1e9)
     assert row["product_rate"] == 2e10
     assert row["floor_seconds"] == 10e9 / 2e10 + 5e8 / 1e9
     assert row["share_of_floor"] == row["floor_seconds"] / 0.5
@@ -205,7 +205,7 @@ def test_a_step_s_cost_is_the_mean_over_steps_with_w_w_t_at_hand_and_without():
         step_cost(network, made, 5, inverse_reports(network, made, batch, step=step)) for step in (0, 1)
     )
     assert due.targets != plain.targets
-    cost = bench._cost(timed(session=session, batch=batch))
+    cost = bench_timing._cost(timed(session=session, batch=batch))
     assert cost.targets == pytest.approx((due.targets + 2 * plain.targets) / 3)
     assert cost.regulariser == due.regulariser
 
@@ -225,25 +225,25 @@ def test_each_round_times_the_steps_after_the_last_round_s_from_the_weights_of_t
             p += 1
         return {True: [1.0], False: [2.0]}
 
-    monkeypatch.setattr(bench, "time_steps", time_steps)
-    monkeypatch.setattr(bench, "time_parts", lambda *args, **options: {"forward": 3.0})
-    monkeypatch.setattr(bench, "product_rate", lambda *args: 4.0)
+    monkeypatch.setattr(bench_timing, "time_steps", time_steps)
+    monkeypatch.setattr(bench_timing, "time_parts", lambda *args, **options: {"forward": 3.0})
+    monkeypatch.setattr(bench_timing, "product_rate", lambda *args: 4.0)
     costs = iter(range(10))
-    monkeypatch.setattr(bench, "_cost", lambda t: next(costs))
-    t = bench.Timed(
+    monkeypatch.setattr(bench_timing, "_cost", lambda t: next(costs))
+    t = bench_timing.Timed(
         types.SimpleNamespace(name="one", batch_size=5, ortho_every=every, ortho_strength=0.1),
         types.SimpleNamespace(network=network, recipe=None),
         None, (), 0.0, 0, weights,
     )  # fmt: skip
     for number in range(3):
-        bench._time_round(t, number, 2, CPU)
+        bench_timing._time_round(t, number, 2, CPU)
     assert seen == [(count, 0), (count, count), (count, 2 * count)]
     assert t.times == {True: [1.0] * 3, False: [2.0] * 3}
     assert (t.costs, t.rates, len(t.laps)) == (list(range(6)), [4.0] * 6, 3)
 
 
 def test_cost_time_and_parts_are_the_mean_and_the_medians_of_the_rounds():
-    t = bench.Timed(types.SimpleNamespace(ortho_every=4), None, None, (), 0.0, 0, [])
+    t = bench_timing.Timed(types.SimpleNamespace(ortho_every=4), None, None, (), 0.0, 0, [])
     t.costs = [Cost(n, 2 * n, 3 * n, 4 * n, 5 * n) for n in (1, 2, 6)]
     t.times = {True: [5.0, 50.0, 4.0], False: [1.0, 1.0, 9.0]}
     t.laps = [dict.fromkeys(PARTS, n) for n in (1.0, 7.0, 2.0)]
@@ -255,7 +255,7 @@ def test_cost_time_and_parts_are_the_mean_and_the_medians_of_the_rounds():
 def test_the_loader_s_time_is_the_median_wait_for_a_batch_after_one_that_warms_up(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(bench_timing, "time", clock)
     waits = iter([100, 1, 2, 3, 40, 50])
 
     class Data:
@@ -265,7 +265,7 @@ def test_the_loader_s_time_is_the_median_wait_for_a_batch_after_one_that_warms_u
                 yield (number,)
 
     session = types.SimpleNamespace(network=types.SimpleNamespace(device=CPU), streams=None)
-    assert bench._time_loader(Data(), 8, session) == ((0,), 3)
+    assert bench_timing._time_loader(Data(), 8, session) == ((0,), 3)
 
 
 def test_images_are_drawn_once_for_all_experiments_of_a_size(monkeypatch):
@@ -279,11 +279,11 @@ def test_images_are_drawn_once_for_all_experiments_of_a_size(monkeypatch):
         taken.append(dataset)
         return types.SimpleNamespace(experiment=e, rates=[1.0])
 
-    monkeypatch.setattr(bench, "random_images", random_images)
-    monkeypatch.setattr(bench, "_set_up", set_up)
-    monkeypatch.setattr(bench, "_time_round", lambda *arguments: None)
-    monkeypatch.setattr(bench, "_rows", lambda timed, bytes_a_second: [])
-    bench.measure(choose("imagenet", (), (), {"batch_size": 8}), CPU, None, 3)
+    monkeypatch.setattr(bench_timing, "random_images", random_images)
+    monkeypatch.setattr(bench_timing, "_set_up", set_up)
+    monkeypatch.setattr(bench_timing, "_time_round", lambda *arguments: None)
+    monkeypatch.setattr(bench_timing, "_rows", lambda timed, bytes_a_second: [])
+    bench_timing.measure(choose("imagenet", (), (), {"batch_size": 8}), CPU, None, 3)
     assert drawn == [("imagenet", 16)]
     assert len(taken) > 2
     assert len(set(map(id, taken))) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgait.backend import CPU
-from npgait.cli import bench
+from npgait.cli import bench_timing
 from npgait.cli.bench import choose
 from npgait.loaders import load
 
@@ -29,7 +29,7 @@ def test_a_rule_that_the_preset_lacks_and_inverts_is_timed_as_the_one_that_does(
 
 def test_the_weights_that_each_round_begins_with_are_out_of_the_reach_of_steps():
     (experiment,) = choose("digits", ["bp"], [], {"width": 8, "depth": 1, "batch_size": 10})
-    t = bench._set_up(experiment, CPU, load("digits"), graphs=False)
+    t = bench_timing._set_up(experiment, CPU, load("digits"), graphs=False)
     before = [w.copy() for w in t.weights]
     t.stepper(*t.batch, step=3)
     for p, w, expected in zip(t.session.network.parameters(), t.weights, before, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from npgait import backend
-from npgait.cli import bench
+from npgait.cli import bench_timing
 from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
@@ -37,8 +37,8 @@ def row(name, **values):
 
 
 def test_a_case_is_timed_and_written(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
-    monkeypatch.setattr(bench, "product_rate", lambda device, dtype: 1e12)
-    monkeypatch.setattr(bench, "bandwidth", lambda device: 1e12)
+    monkeypatch.setattr(bench_timing, "product_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr(bench_timing, "bandwidth", lambda device: 1e12)
     report = script.Report("card", tmp_path / "gpu")
     assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (32,), lambda: 0.0)
     table = (tmp_path / "gpu.md").read_text()
