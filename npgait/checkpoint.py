@@ -133,7 +133,9 @@ def _check_seal(path: Path) -> None:
         seal = file.read(SEAL_BYTES)
         if not seal.startswith(FORMAT):
             kind = "an HDF5 file, but " if seal.startswith(b"\x89HDF") else ""
-            raise CheckpointError(f"{path}: {kind}not a checkpoint of npgait in format {VERSION}")
+            raise CheckpointError(
+                f"{path}: {kind}not a checkpoint of npgait in format {VERSION}, or damaged at its start"
+            )
         version, _, digest = seal.removeprefix(FORMAT).split(b"\n")[0].split()
         if int(version) > VERSION:
             raise CheckpointError(

@@ -30,7 +30,7 @@ from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
 MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
-IN_DTYPE = ("slope", "learning_rate", "epsilon")  # neither 0 nor infinite in an experiment's dtype
+IN_DTYPE = ("slope", "learning_rate", "epsilon")  # normal in an experiment's dtype; less is 0 on a GPU
 TOO_MANY = 1 << 24  # units, layers, pixels of a side, samples: NumPy's own words for these name no key
 
 
@@ -264,7 +264,7 @@ def _expected(key: str) -> str:
 def _check_together(e: Experiment, where: str) -> None:
     """Refuse values that are fine alone and cannot work together, or not on this machine."""
     problem = None
-    low, high = float(np.finfo(e.dtype).smallest_subnormal), float(np.finfo(e.dtype).max)
+    low, high = float(np.finfo(e.dtype).tiny), float(np.finfo(e.dtype).max)
     if not can_be_file(e.name):
         problem = (
             f"key 'name' is {e.name!r}, which cannot be the name of a folder in this locale "
