@@ -88,10 +88,12 @@ def column_sums(x: Array) -> Array:
 
 
 def squared_norms(x: Array) -> Array:
-    """Return ||x||_2^2 of each row of an array (N, m), (N,): on the CPU as products, without x * x."""
-    if array_module(x) is np:
-        return (x[:, None, :] @ x[:, :, None]).reshape(-1)
-    return (x * x).sum(axis=1)
+    """Return ||x||_2^2 of each row of an array (N, m), (N,): on the CPU without x * x."""
+    if array_module(x) is not np:
+        return (x * x).sum(axis=1)
+    if x.flags.f_contiguous and not x.flags.c_contiguous:  # its rows as products take 20 times as long
+        return np.einsum("ij,ij->i", x, x)
+    return (x[:, None, :] @ x[:, :, None]).reshape(-1)
 
 
 def _piece(x: Array, values: int) -> int:

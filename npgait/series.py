@@ -11,6 +11,7 @@ import numpy as np
 from npgait.backend import Array, array_module, in_float32, to_host
 from npgait.blas import gemm, product
 from npgait.orthogonality import zero_diagonal
+from npgait.products import squared_norms
 
 TRUSTED = 10  # times the tolerance: the largest residual that a z made by matrix products may leave
 SAFETY = 3  # times the mean factor by which terms or residuals shrink: nearly every direction's is less
@@ -151,10 +152,7 @@ def _measured_correction(d: Array, z: Array, W: Array, D: Array) -> tuple[Array,
 
 def _squares(W: Array) -> Array:
     """Return the squares of the lengths of W's rows, (n,); for a tall W those of its columns, (m,)."""
-    axis = 0 if len(W) > W.shape[1] else 1
-    if array_module(W) is np:
-        return np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", W, W)  # with no array of W's size
-    return (W * W).sum(axis=axis)
+    return squared_norms(W if len(W) <= W.shape[1] else W.T)
 
 
 def _shortest(D: Array) -> float | None:

@@ -13,7 +13,7 @@ from npgait import products
 from npgait.activations import Linear
 from npgait.backend import to_host
 from npgait.layers import Dense
-from npgait.products import _in_place, column_sums, summed_product, tall_product
+from npgait.products import _in_place, column_sums, squared_norms, summed_product, tall_product
 from tests.fake_cupy import FakeArray, fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
@@ -61,6 +61,17 @@ def test_matrices_may_be_views_and_keep_their_dtype(rows, dtype):
         got = summed_product(d[:, :5], columns)
         assert got.dtype == dtype
         assert relative(got, d[:, :5].T @ columns) < epsilon
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (40, 7), (1, 9), (9, 1)])
+def test_squared_norms_are_those_of_rows_however_they_lie(shape, dtype, fake_gpu, rng):  # noqa: F811
+    x = rng.standard_normal(shape).astype(dtype)
+    for laid in (x, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], fake_gpu.xp.asarray(x)):
+        got = to_host(squared_norms(laid))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(
+            got, np.square(x.astype(float)).sum(1), rtol=100 * np.finfo(dtype).eps
+        )
 
 
 def test_pieces_are_as_long_as_blas_multiplies_in_place_and_none_are_made_where_it_does_not(monkeypatch):
