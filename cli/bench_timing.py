@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -13,12 +12,11 @@ from typing import Any
 
 from npgait.backend import Array, Device, synchronise
 from npgait.cli.execute import AnyDataset, batches_of, naming, shape_in
-from npgait.cli.options import loader
+from npgait.cli.options import loader_or_noise
 from npgait.cli.threads import blas_threads, keep_memory
 from npgait.config import Experiment
 from npgait.costs import Cost, step_cost
 from npgait.data import Source
-from npgait.loaders.synthetic import SHAPES, random_images
 from npgait.replay import Stepper
 from npgait.run_folder import describe_environment
 from npgait.session import Session, build_session
@@ -83,13 +81,10 @@ def measure(
     """Return all that is reported, as plain values."""
     keep_memory()
     timed = []
-    # Images are read, or drawn, once for all: thousands of large ones take seconds.
-    load, noise = loader(data_dir), functools.cache(random_images)
+    load = loader_or_noise(data_dir)
     for e in experiments:
         with naming(e):
-            made_up = data_dir is None and e.data in SHAPES
-            dataset = noise(e.data, 2 * e.batch_size, image_size=e.image_size) if made_up else load(e)
-            timed.append(_set_up(e, device, dataset, graphs))
+            timed.append(_set_up(e, device, load(e, 2 * e.batch_size), graphs))
     bandwidths: list[float] = []
     for number in range(ROUNDS):
         bandwidths.append(bandwidth(device))

@@ -12,11 +12,17 @@ from npgait.backend import Array, Device
 from npgait.checking import LayerCheck, check_session
 from npgait.cli.completion import complete_presets
 from npgait.cli.execute import batches_of, shape_in
-from npgait.cli.options import choose_device, data_of_run, data_option, device_option, loader
+from npgait.cli.options import (
+    choose_device,
+    data_of_run,
+    data_option,
+    device_option,
+    loader,
+    loader_or_noise,
+)
 from npgait.cli.table import cell, format_table
 from npgait.config import Experiment
 from npgait.experiments import find_experiments, read_experiments
-from npgait.loaders.synthetic import SHAPES, random_images
 from npgait.run_folder import CHECKPOINT, CONFIG, check_run, read_info
 from npgait.session import Session, build_session, restore_session
 
@@ -78,8 +84,7 @@ def _session(
     e: Experiment, run: Path | None, data_dir: Path | None, device: Device
 ) -> tuple[Session, Array, Array]:
     """Return a session, fresh or from its checkpoint, and a batch."""
-    made_up = run is None and data_dir is None and e.data in SHAPES
-    dataset = random_images(e.data, 64, image_size=e.image_size) if made_up else loader(data_dir)(e)
+    dataset = loader_or_noise(data_dir)(e, 64) if run is None else loader(data_dir)(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     if run is not None and (run / e.name / CHECKPOINT).exists():
         restore_session(run / e.name / CHECKPOINT, session, dataset.digest())

@@ -14,6 +14,7 @@ from npgait.backend import PRECISIONS, Device, DeviceError, select_device, set_p
 from npgait.cli.paths import NamedPath
 from npgait.config import ConfigError, Experiment, nearest
 from npgait.loaders import DATASETS, INCLUDED, DataError, Dataset, StoredDataset, load
+from npgait.loaders.synthetic import SHAPES, random_images
 
 data_option = click.option(
     "--data",
@@ -94,6 +95,21 @@ def loader(data_dir: Path | None) -> Callable[[Experiment], Dataset | StoredData
                 + nearest(experiment.data, DATASETS, "; nearest: {}")
             )
         return load_once(experiment.data, experiment.image_size)
+
+    return load_for
+
+
+def loader_or_noise(data_dir: Path | None) -> Callable[[Experiment, int], Dataset | StoredDataset]:
+    """Return a function that loads as `loader`'s does, or without --data draws so many images of noise.
+
+    Noise too is drawn once for all experiments of a size: thousands of large images take seconds.
+    """
+    load, noise = loader(data_dir), functools.cache(random_images)
+
+    def load_for(experiment: Experiment, n: int) -> Dataset | StoredDataset:
+        if data_dir is None and experiment.data in SHAPES:
+            return noise(experiment.data, n, image_size=experiment.image_size)
+        return load(experiment)
 
     return load_for
 

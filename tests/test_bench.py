@@ -279,7 +279,7 @@ def test_images_are_drawn_once_for_all_experiments_of_a_size(monkeypatch):
         taken.append(dataset)
         return types.SimpleNamespace(experiment=e, rates=[1.0])
 
-    monkeypatch.setattr(bench_timing, "random_images", random_images)
+    monkeypatch.setattr("npgait.cli.options.random_images", random_images)
     monkeypatch.setattr(bench_timing, "_set_up", set_up)
     monkeypatch.setattr(bench_timing, "_time_round", lambda *arguments: None)
     monkeypatch.setattr(bench_timing, "_rows", lambda timed, bytes_a_second: [])
