@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +66,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
             for name, array in members.items():
                 file[f"{group}/{name}"] = array
-    with image.getbuffer() as content:
-        digest = hashlib.sha256(content[SEAL_BYTES:]).hexdigest()
-    image.seek(0)
-    image.write(b"%s %d sha256 %s\n" % (FORMAT, VERSION, digest.encode()))
-    image.seek(0)
-    with replacing(path) as temporary, temporary.open("wb") as target:
-        shutil.copyfileobj(image, target)
+    content = image.getbuffer()
+    digest = hashlib.sha256(content[SEAL_BYTES:]).hexdigest()
+    seal = b"%s %d sha256 %s\n" % (FORMAT, VERSION, digest.encode())
+    content[: len(seal)] = seal
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

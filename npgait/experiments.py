@@ -40,19 +40,19 @@ def read_experiments(
     ConfigError
         If the file cannot be read, a key or value is wrong, or a name is not in the file.
     """
-    overrides = overrides or {}
+    where, overrides = str(path), overrides or {}
     experiments, names = [], []
     for values in _entries(path, text):
         name = values["name"]
         names.append(name)
         if not only or name in only:
-            experiments.append(_make(values, overrides, str(path)))
+            experiments.append(_make(values, overrides, where))
         else:
-            _make(values, {}, str(path))
-    _check_unique(names, str(path))
+            _make(values, {}, where)
+    _check_unique(names, where)
     _check_among(names, only)
     if "name" in overrides:
-        _check_unique([e.name for e in experiments], f"{path}, changed by --set name")
+        _check_unique([e.name for e in experiments], f"{where}, changed by --set name")
     return experiments
 
 

@@ -146,6 +146,9 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path_factory, position, bit,
     else:  # the space between the first line and HDF5's part
         assert at < SEAL_BYTES
         assert loaded.meta == sample().meta
+        np.testing.assert_array_equal(
+            loaded.arrays["parameters"]["hidden1/W"], sample().arrays["parameters"]["hidden1/W"]
+        )
 
 
 @pytest.mark.parametrize("name", ["meta", "parameters/hidden1/W", "optimizer/t", "optimizer/m0"])
