@@ -69,7 +69,14 @@ setup(
         "onnx": ["onnx>=1.15", "onnxruntime>=1.17"],
         "docs": ["mkdocs>=1.6"],
         "test-gpu-compile": ["nvidia-cuda-nvrtc-cu12>=12.4"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11", "scipy>=1.11"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "scipy>=1.11",
+        ],
     },
     entry_points={"console_scripts": ["npgait = npgait.cli.main:main"]},
 )

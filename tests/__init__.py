@@ -1,0 +1,7 @@
+"""The tests. `pytest -n auto` (pytest-xdist) spreads them over the cores."""
+
+import os
+
+# Before NumPy is imported: processes that share the cores get one thread of the BLAS each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -44,11 +44,12 @@ def _library(source: str, dtype: str) -> ctypes.CDLL:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler to run the kernels with")
-    folder = Path(tempfile.mkdtemp())
-    (folder / "kernels.cpp").write_text(PRELUDE + source)
-    command = [compiler, "-O1", "-shared", "-fPIC", f"-DREAL={REALS[dtype]}", "-o"]
-    subprocess.run([*command, folder / "kernels.so", folder / "kernels.cpp"], check=True)
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    with tempfile.TemporaryDirectory() as name:
+        code, shared = Path(name, "kernels.cpp"), Path(name, "kernels.so")
+        code.write_text(PRELUDE + source)
+        options = ["-O1", "-shared", "-fPIC", f"-DREAL={REALS[dtype]}"]
+        subprocess.run([compiler, *options, "-o", shared, code], check=True)
+        return ctypes.CDLL(str(shared))  # what is loaded outlives the file
 
 
 def launch_kernel(source: str, name: str, dtype: np.dtype, n: int, arguments: tuple) -> None:
