@@ -176,9 +176,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
+            whole = _is_row(row) and row == _finite(row)
         except (ValueError, RecursionError):
-            row = None
-        if not _is_row(row):
+            whole = False
+        if not whole:
             raise RunFolderError(f"{path}: line {number} is damaged")
         rows.append(row)
     measured = [[layer["layer"] for layer in row["layers"]] for row in rows if row["kind"] == "layers"]
@@ -217,7 +218,9 @@ def _are_numbers(row: dict[str, Any], keys: Iterable[str]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 1 << 63  # what a figure can be drawn of
+    return isinstance(value, float)
 
 
 def hidden_angle(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -260,6 +260,9 @@ DAMAGED = [
     '{"kind": "layers", "epoch": 1, "step": 5}',
     '{"kind": "layers", "epoch": 1, "step": 5, "layers": [{"layer": "hidden1"}]}',
     '{"kind": "layers", "epoch": true, "step": 5, "layers": []}',
+    '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": NaN}',
+    '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1, "test_loss": 1e999}',
+    '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1' + "0" * 400 + "}",
 ]
 
 
