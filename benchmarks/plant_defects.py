@@ -394,7 +394,7 @@ DEFECTS = [
     Defect("loops: foreign byte order read as the machine's", "npgait/kernels/loops.py",
            "if switched_off() or not dtype.isnative:", "if switched_off():", LOOPS),
     Defect("residual: auxiliary units not counted", "npgait/series.py",
-           "r = z.reshape(-1, len(W)) @ W\n", "r = z.reshape(-1, len(W)) @ W[:, :u]\n",
+           "z.reshape(-1, len(W)), W)\n", "z.reshape(-1, len(W)), W)[:, : d.shape[-1]]\n",
            SOLVER),
     Defect("solver: errors whose squares underflow are trusted", "npgait/inverse.py",
            "lift = _lift(d)", "lift = None", SOLVER),

@@ -177,9 +177,7 @@ def least_norm(dtype: np.dtype) -> float:
 def relative_residual(z: Array, d: Array, W: Array) -> float:
     """Return ||z W - d|| / ||d||, d (..., u) filled up with zeros; 0 for d = 0."""
     xp = array_module(d)
-    u, norm = d.shape[-1], float(xp.linalg.norm(d))
     with in_float32(d):  # TF32 would be taken for the residual
-        r = z.reshape(-1, len(W)) @ W
-    r[:, :u] -= d.reshape(-1, u)
-    difference = float(xp.linalg.norm(r))
-    return difference / norm if norm else difference
+        r = _left(d.reshape(-1, d.shape[-1]), z.reshape(-1, len(W)), W)
+    left, norm = float(xp.linalg.norm(r)), float(xp.linalg.norm(d))
+    return left / norm if norm else left
