@@ -57,7 +57,7 @@ setup(
         "pillow>=10.0",
         "click>=8.1",
         "tqdm>=4.65",
-        "threadpoolctl>=3.1",
+        "threadpoolctl>=3.2",
         "matplotlib>=3.8",
     ],
     extras_require={
