@@ -119,7 +119,7 @@ def test_a_decoupled_regulariser_keeps_weights_near_orthogonality_whatever_the_r
         assert np.linalg.norm(np.eye(12) - W @ W.T, 2) < 0.05
 
 
-def setup(rule="gait", dtype="float32", seed=0, **options):
+def prepared(rule="gait", dtype="float32", seed=0, **options):
     rng = np.random.default_rng(5)
     x, labels = clusters(rng, 70)
     network = models.square(12, 3, width=12, depth=2, dtype=dtype)
@@ -132,7 +132,7 @@ def setup(rule="gait", dtype="float32", seed=0, **options):
 @pytest.mark.parametrize("rule", rules.NAMES)
 def test_a_run_that_stops_at_any_batch_and_goes_on_ends_bit_identical(rule):
     def run(stops):
-        network, recipe, data, streams = setup(rule, ortho_strength=0.1)
+        network, recipe, data, streams = prepared(rule, ortho_strength=0.1)
         progress, rows = Progress(), []
         while True:
             events = train(
@@ -150,7 +150,7 @@ def test_a_run_that_stops_at_any_batch_and_goes_on_ends_bit_identical(rule):
             # What a checkpoint would carry over; all else is made anew.
             state, progress = copy.deepcopy(recipe.optimizer.state()), copy.deepcopy(progress)
             saved = [p.copy() for p in network.parameters()]
-            network, recipe, data, _ = setup(rule, ortho_strength=0.1)
+            network, recipe, data, _ = prepared(rule, ortho_strength=0.1)
             streams = random_streams(99)
             for p, q in zip(network.parameters(), saved, strict=True):
                 p[...] = q
@@ -191,7 +191,7 @@ def test_streams_are_restored_from_text_and_damaged_text_is_refused():
 
 
 def test_events_count_steps_and_measure_at_the_interval():
-    network, recipe, data, streams = setup()
+    network, recipe, data, streams = prepared()
     events = list(
         train(network, recipe, data, data, epochs=2, batch_size=16, streams=streams, measure_every=3)
     )
@@ -206,7 +206,7 @@ def test_events_count_steps_and_measure_at_the_interval():
 def test_measuring_does_not_change_what_is_learned():
     ends = []
     for every in (0, 1):
-        network, recipe, data, streams = setup(ortho_strength=0.1)
+        network, recipe, data, streams = prepared(ortho_strength=0.1)
         list(
             train(
                 network,
@@ -226,7 +226,7 @@ def test_measuring_does_not_change_what_is_learned():
 
 def test_train_metrics_are_of_the_final_weights_or_running_means():
     for evaluate_train in (True, False):
-        network, recipe, data, streams = setup()
+        network, recipe, data, streams = prepared()
         events = train(
             network,
             recipe,
@@ -250,7 +250,7 @@ def test_train_metrics_are_of_the_final_weights_or_running_means():
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_layer_and_step(rng):
-    network, recipe, data, _ = setup()
+    network, recipe, data, _ = prepared()
     network.layers[1].W[2, 3] = np.nan
     before = [p.copy() for p in network.parameters()]
     x, labels = next(data.batches(16))
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_lay
 
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 def test_weights_that_overflow_stop_the_run():
-    network, recipe, data, streams = setup("bp")
+    network, recipe, data, streams = prepared("bp")
     recipe.optimizer = SGD(1e30)
     with pytest.raises(TrainingDivergedError, match="not finite"):
         list(train(network, recipe, data, None, epochs=3, batch_size=16, streams=streams))
@@ -271,7 +271,7 @@ def test_weights_that_overflow_stop_the_run():
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 @pytest.mark.parametrize(("evaluate_train", "name"), [(True, "train"), (False, "test")])
 def test_a_last_step_after_which_nothing_is_finite_but_the_weights_ends_no_epoch(evaluate_train, name):
-    network, recipe, data, streams = setup("bp")
+    network, recipe, data, streams = prepared("bp")
     recipe.optimizer = SGD(1e20)
     options = {"epochs": 1, "batch_size": 1000, "evaluate_train": evaluate_train}
     expected = f"the {name} loss is not finite after step 1; the first layer .* is hidden2"

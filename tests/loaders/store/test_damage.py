@@ -226,6 +226,7 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(
         elif hostile == "virtual":
             del file["labels"]
             layout = h5py.VirtualLayout((21,), np.int64)
+            layout[:] = h5py.VirtualSource(made, "labels", (21,))
             file.create_virtual_dataset("labels", layout)
         elif hostile == "link":  # which may as well lead to a pipe, whose opening never ends
             del file["images"]
