@@ -72,7 +72,7 @@ class InverseSolver:
         Where given, each product appends how it was made and its measured residual (one more
         product, so for measured steps only).
     plans : dict
-        On a GPU: how the product was last made for each layer, with W W^T and without. It is made so
+        On a GPU: how the product was last made with each W, with W W^T and without. It is made so
         again for a while, without a look at the result; see `plans`.
     """
 
@@ -116,7 +116,7 @@ class InverseSolver:
         """
         n, m = W.shape
         check_inverse(name, n >= m, W.shape)
-        product = name, G is None
+        product = id(W), G is None
         plan = follow(self.plans, product)
         if plan is not None:
             return self._as_planned(plan, d, W, G)
@@ -140,7 +140,7 @@ class InverseSolver:
         if self.reports is not None:
             self.reports.append(SolveReport(method, terms, relative_residual(z, d, W)))
         elif array_module(d) is not np:
-            note(self.plans, product, method, terms)
+            note(self.plans, product, method, terms, W=W)
         return z if lift is None else z / lift
 
     def fresh(self, reports: list[SolveReport] | None = None) -> InverseSolver:
@@ -154,7 +154,7 @@ class InverseSolver:
         return max(self.tolerance or DEFAULT_TOLERANCE[precision], least)
 
     def _as_planned(self, plan: Plan, d: Array, W: Array, G: Array | None) -> Array:
-        """Return z, made as it was last made for this layer."""
+        """Return z, made as it was last made with this W."""
         if plan.method == "series":
             return fixed_series(d, W, gram(W) if G is None else G, plan.terms)
         return fixed_refinement(d, W, plan.terms)

@@ -117,7 +117,7 @@ class Network:
         self._number_names()
 
     def _number_names(self) -> None:
-        """Number the layers that share a name: files, and the solver, know a layer by it."""
+        """Number the layers that share a name: files and messages know a layer by it."""
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise ValueError("one layer stands in the network twice; give each its own weights")
         for layer in self.layers:

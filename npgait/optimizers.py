@@ -161,7 +161,7 @@ class Adam:
     def _step(self, part: tuple[Array, ...], rate: float, epsilon: float) -> None:
         """One step of a part of a parameter: in one pass, or with one temporary."""
         p, g, m, v = part
-        if kernels.apply_to(*part):
+        if array_module(p) is np and kernels.apply_to(*part):
             kernels.adam(p, g, m, v, np.array([self.t, rate, epsilon]), self.beta1, self.beta2)
             return
         xp = array_module(p)

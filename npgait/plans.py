@@ -7,14 +7,17 @@ from step to step, so that the method and the terms of one step do for the next,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from npgait.backend import Array
 
 DIRECT = ("lu", "qr", "normal")  # which solve, and see whether W was singular: always looked at
 CHECK_EVERY = 64  # most products from one that is looked at to the next
 SPARE = 2  # terms more than the last look took
+MOST = 1 << 12  # plans kept: each holds its W
 FEWEST = 4  # terms: fresh weights are orthogonal and need none, and a few steps later they are not
 
-Product = tuple[str, bool]  # name of the weights, and whether W W^T is not at hand
+Product = tuple[int, bool]  # id of the weights, and whether W W^T is not at hand
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Plan:
     terms: int
     interval: int  # each so many-th product is looked at; doubled where a look finds nothing new
     made: int  # products so far
+    W: Array | None = field(default=None, compare=False, repr=False)  # held: no other gets its id
 
     @property
     def left(self) -> int:
@@ -44,15 +48,17 @@ def follow(plans: Plans, product: Product) -> Plan | None:
     return plan
 
 
-def note(plans: Plans, product: Product, method: str, terms: int) -> None:
-    """Note how a product that was looked at was made, and for how long that will do."""
+def note(plans: Plans, product: Product, method: str, terms: int, *, W: Array | None = None) -> None:
+    """Note how a product with W^-1 that was looked at was made, and for how long that will do."""
+    if len(plans) >= MOST and product not in plans:
+        plans.clear()
     before, planned, interval, made = plans.get(product), max(terms + SPARE, FEWEST), 1, 1
     if before is not None:
         made = before.made + 1
         if before.method == method and terms < before.terms:  # it did, with a term to spare
             planned = min(before.terms, terms + 2 * SPARE)
             interval = min(2 * before.interval, CHECK_EVERY)
-    plans[product] = Plan(method, planned, interval, made)
+    plans[product] = Plan(method, planned, interval, made, W)
 
 
 def steps_to_look(plans: Plans, products: Iterable[Product]) -> int:

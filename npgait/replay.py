@@ -72,7 +72,8 @@ class Stepper:
 
     def __post_init__(self) -> None:
         if self.network.device.is_gpu:
-            give_back_memory(self.network.device)  # of networks that were trained before
+            self.recipe.rule.solver.plans.clear()  # of networks that were trained before,
+            give_back_memory(self.network.device)  # which hold memory
 
     def __call__(
         self,
@@ -121,7 +122,7 @@ class Stepper:
         if self.recipe.rule.walk is not None:
             return []
         coupled = self.recipe.is_due(step) and not self.recipe.decoupled
-        return [(layer.name, not (coupled and layer.has_inverse)) for layer in self.network.layers[1:]]
+        return [(id(layer.W), not (coupled and layer.has_inverse)) for layer in self.network.layers[1:]]
 
     def _steps_to_look(self, step: int) -> int:
         """Return for how many steps like this the host need not wait."""

@@ -59,8 +59,9 @@ def _refuse_products() -> None:
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
 
-def _launch(*arguments: Any) -> None:
-    _change(lambda: launch_kernel(*arguments))
+def _launch(source: str, name: str, dtype: np.dtype, n: int, arguments: tuple) -> None:
+    assert all(type(each) is not np.ndarray for each in arguments), f"{name}: an array of the host"
+    _change(lambda: launch_kernel(source, name, dtype, n, arguments))
 
 
 class FakeArray(np.ndarray):

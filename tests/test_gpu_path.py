@@ -12,8 +12,10 @@ from npgait.backend import to_host
 from npgait.data import array_data, scaling_of
 from npgait.gpu import Uploader
 from npgait.inverse import InverseSolver
+from npgait.layers import Dense
 from npgait.losses import softmax_cross_entropy
-from npgait.optimizers import Adam
+from npgait.network import Network
+from npgait.optimizers import SGD, Adam
 from npgait.orthogonality import REGULARISERS
 from npgait.rules import NAMES, bind, draw_feedback
 from npgait.streams import random_streams
@@ -164,3 +166,34 @@ def test_the_solver_looks_again_after_a_while(fake_gpu, rng):  # noqa: F811
         looks += Counter.waits > 0
         assert relative(to_host(z) @ W, d) < 1e-10
     assert looks == 9  # at 1, 2, 4, 8, 16, 32, 64, 128, 192: ever more seldom
+
+
+def test_a_rule_that_trained_one_network_looks_anew_at_the_weights_of_another(fake_gpu, rng):  # noqa: F811
+    x = fake_gpu.xp.asarray(rng.standard_normal((8, 20)))
+    labels = fake_gpu.xp.asarray(rng.integers(0, 5, 8))
+    rule = bind("gait")
+    sizes = {"width": 64, "depth": 3, "device": fake_gpu}
+    first = models.square(20, 5, **sizes)
+    recipe = Recipe(rule, softmax_cross_entropy, SGD(1e-4))
+    for step in range(1, 100):
+        train_step(first, recipe, x, labels, step=step)
+    far = models.square(20, 5, initialisation="glorot_normal", **sizes)  # no terms of a series do for it
+    records = far.forward(x)
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    expected = bind("gait")(far.layers, records, error)
+    for (dW, _), (right, _) in zip(rule(far.layers, records, error), expected, strict=True):
+        assert relative(to_host(dW), to_host(right)) < 1e-4
+
+
+def test_adam_changes_weights_that_lie_by_columns_as_numpy_does(fake_gpu, rng):  # noqa: F811
+    W, x = rng.standard_normal((6, 4)), rng.standard_normal((5, 6))
+    labels = rng.integers(0, 4, 5)
+    ends = []
+    for asarray in (np.asarray, fake_gpu.xp.asarray):
+        layer = Dense(asarray(np.asfortranarray(W)), asarray(np.zeros(4)))
+        recipe = Recipe(bind("bp"), softmax_cross_entropy, Adam(1e-3))
+        for step in range(1, 4):
+            train_step(Network([layer]), recipe, asarray(x), asarray(labels), step=step)
+        ends.append([to_host(layer.W), to_host(layer.b)])
+    for got, expected in zip(ends[1], ends[0], strict=True):
+        assert relative(got, expected) < 1e-12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from npgait.plans import follow, note, steps_to_look
+from npgait.plans import MOST, follow, note, steps_to_look
 
-PRODUCT, OTHER = ("hidden1", False), ("hidden2", False)
+PRODUCT, OTHER = (1, False), (2, False)  # of weights with these ids
 
 
 def made(outcomes, products):
@@ -68,5 +68,14 @@ def test_steps_can_be_made_until_the_first_of_their_products_is_looked_at():
                 note(plans, product, "series", 1)
     assert [steps_to_look(plans, [p]) for p in (PRODUCT, OTHER)] == [7, 15]
     assert steps_to_look(plans, [OTHER, PRODUCT]) == 7
-    assert steps_to_look(plans, [PRODUCT, ("new", False)]) == 0
+    assert steps_to_look(plans, [PRODUCT, (3, False)]) == 0
     assert steps_to_look(plans, []) == 0
+
+
+def test_plans_of_weights_that_come_and_go_do_not_pile_up():
+    plans = {}
+    for number in range(2 * MOST + 5):
+        note(plans, (number, True), "series", 1)
+        assert len(plans) <= MOST
+    assert follow(plans, (number, True)) is None  # of a product made once
+    assert (number, True) in plans
