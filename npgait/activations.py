@@ -160,7 +160,7 @@ class LeakyReLU:
         v : array (B, n)
             Direction of the nudge.
         s : float or array (B, 1)
-            Size of the nudge; 0 stands for the limit s -> 0.
+            Size of the nudge; 0 stands for the limit s -> 0, except that y = 0 is not crossed.
 
         Returns
         -------

@@ -221,7 +221,7 @@ def launch_kernel(source: str, name: str, dtype: np.dtype, n: int, arguments: tu
     _kernel(source, name, str(dtype))((blocks,), (THREADS,), arguments)
 
 
-def symmetric_product(W: Array) -> Array:
+def lower_symmetric_product(W: Array) -> Array:
     """Return the lower triangle of W W^T (n, n) on a GPU by cuBLAS syrk; the rest is undefined."""
     import cupy
     from cupy import cublas

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from npgait import kernels
-from npgait.backend import Array, array_module, symmetric_product
+from npgait.backend import Array, array_module, lower_symmetric_product
 from npgait.cublas import recording
 from npgait.kernels.loops import switched_off
 from npgait.layout import AS_IS, TRANSPOSED, layout
@@ -109,7 +109,7 @@ def lower_product(A: Array) -> Array:
     """
     A, recorder = array_module(A).ascontiguousarray(A), recording()
     if recorder is None:
-        return symmetric_product(A)
+        return lower_symmetric_product(A)
     G = array_module(A).empty((len(A), len(A)), A.dtype)
     recorder.syrk(A, G)
     return G

@@ -48,15 +48,15 @@ class Scaling:
     def apply(self, x: Array, dtype: np.dtype) -> Array:
         """Return (x - shift) * scale as a new array of `dtype`, of the shape of x."""
         xp = array_module(x)
+        by_channel = [np.array(v, order="C") for v in np.broadcast_arrays(self.shift, self.scale)]
         if kernels.apply_to_bytes(x):
-            shift, scale = (xp.asarray(np.reshape(v, -1), dtype=dtype) for v in (self.shift, self.scale))
+            shift, scale = (xp.asarray(v.reshape(-1), dtype=dtype) for v in by_channel)
             return kernels.normalise(x, shift, scale, dtype)
         out = xp.empty(x.shape, dtype)
         # An image's row at once: NumPy is slow along an axis as short as that of the channels.
-        columns = x.shape[-2] if np.ndim(self.shift) and x.ndim > 1 else 1
+        columns = x.shape[-2] if by_channel[0].ndim and x.ndim > 1 else 1
         shift, scale = (
-            xp.asarray(np.tile(v, columns) if np.ndim(v) else v, dtype=dtype)
-            for v in (self.shift, self.scale)
+            xp.asarray(np.tile(v, columns) if v.ndim else v, dtype=dtype) for v in by_channel
         )
         rows = (-1, shift.size) if shift.ndim else (-1, x[0].size if len(x) else 1)
         source, target = x.reshape(rows), out.reshape(rows)

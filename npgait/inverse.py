@@ -63,8 +63,10 @@ class InverseSolver:
     ----------
     tolerance : float, optional
         Relative error allowed in z. Default: 1e-5 in float32, 1e-12 in float64. Of TF32 products, with
-        factors of 10 bits, no less than 1e-3 can be asked. The series takes it from how its terms
-        shrink: a d that hardly holds the one direction in which W is far from orthogonal may get less.
+        factors of 10 bits, no less than 1e-3 can be asked. Where what is left is measured (the normal
+        equations, a series that need not converge) ten times as much will do. The series takes it from
+        how its terms shrink: a d that hardly holds the one direction in which W is far from orthogonal
+        may get less.
     method : {"auto", "series", "lu"}
         "series" forms W W^T itself where it is not given, and still falls back to LU where the
         series does not converge.

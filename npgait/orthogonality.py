@@ -18,6 +18,7 @@ from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.blas import gemm, lower_product, symmetric_products
 
+TOLERANCE, MOST_LOOKS = 1e-3, 50  # of the power iteration
 POWERS = 4  # products with R between two looks at the estimate; for each look the host waits for a GPU
 
 
@@ -80,6 +81,7 @@ def conformal_gradient(
     Parameters: see `orthonormal_gradient`.
     """
     c2 = scale_of(G)
+    c2 += c2 == 0  # W = 0 has no size to be left free, and its gradient is 0
     return _times(4 * strength / c2, _minus_diagonal(G, c2, overwrite), W, add_to)
 
 
@@ -140,12 +142,12 @@ def zero_diagonal(G: Array) -> Iterator[Array]:
         diagonal[...] = before
 
 
-def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_looks: int = 50) -> float:
+def spectral_norm(R: Array) -> float:
     """Return ||R||_2 of a symmetric R (n, n).
 
     Exact (from the eigenvalues) up to n = 256. Above, by power iteration on a block of eight vectors,
-    stopped when the estimate moves by less than `tolerance` (relative) from one look to the next; it
-    approaches from below.
+    stopped when the estimate moves by less than 0.1 % from one look to the next; it approaches from
+    below.
     """
     xp = array_module(R)
     n = len(R)
@@ -155,12 +157,12 @@ def spectral_norm(R: Array, *, tolerance: float = 1e-3, max_looks: int = 50) -> 
         return float(xp.abs(xp.linalg.eigvalsh(R)).max())
     V = xp.asarray(np.random.default_rng(0).standard_normal((n, 8)), dtype=R.dtype)
     norm, size = 0.0, float(xp.abs(R).max())
-    for _ in range(max_looks if size else 0):
+    for _ in range(MOST_LOOKS if size else 0):
         for _ in range(POWERS):
             V = R @ V
             V /= size  # the largest value of R, so that powers neither overflow nor vanish
         V, _ = xp.linalg.qr(V)
         previous, norm = norm, float(xp.abs(xp.linalg.eigvalsh(V.T @ R @ V)).max())
-        if abs(norm - previous) <= tolerance * norm:
+        if abs(norm - previous) <= TOLERANCE * norm:
             break
     return norm

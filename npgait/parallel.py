@@ -89,17 +89,19 @@ def by_sample(equation: Callable[..., Array], x: Array, *others: Any) -> Array:
     Parameters
     ----------
     equation : callable
-        Its result has the shape and dtype of `x`.
+        Its result has the shape of `x`.
     x : array (B, ...)
     others
         Arrays (B, ...) or (1, ...) that broadcast to `x`, and numbers.
     """
     if array_module(x) is not np or x.size < LARGE or len(x) < 2:
         return equation(x, *others)
-    result = np.empty_like(x)
-    size = max(1, len(x) * STRETCH // x.size)
-    for part in slices(len(x), size):
-        result[part] = equation(x[part], *(o[part] if np.ndim(o) and len(o) > 1 else o for o in others))
+    result = None
+    for part in slices(len(x), max(1, len(x) * STRETCH // x.size)):
+        values = equation(x[part], *(o[part] if np.ndim(o) and len(o) > 1 else o for o in others))
+        if result is None:
+            result = np.empty(x.shape, values.dtype)
+        result[part] = values
     return result
 
 

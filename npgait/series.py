@@ -47,7 +47,9 @@ def series(d: Array, W: Array, G: Array, tolerance: float, most: int) -> tuple[A
                 return None, k
             if last == 0 or (r < 1 and last * r / (1 - r) <= limit):
                 break
-            if (k >= 1 and last >= SLOW_TERMS * before) or k == most:
+            # The factor from term to term hardly falls: with this one the last will still be too large.
+            factor = last / before if k else 0.0
+            if k == most or factor >= SLOW_TERMS or last * factor ** (most - k + 1) > limit:
                 return None, k
             term = _times_R(term, off, D)
             z += term

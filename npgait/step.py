@@ -130,8 +130,8 @@ def train_step(
         )
     lap("loss")
     due = recipe.is_due(step)
-    square = [layer.W if due and layer.has_inverse else None for layer in layers]
-    grams = all_grams(square if not recipe.decoupled else [None] * len(layers))
+    regularised = [layer.W if due and layer.has_inverse else None for layer in layers]
+    grams = all_grams(regularised if not recipe.decoupled else [None] * len(layers))
     lap("regulariser")
     updates = rule(layers, records, error, grams)
     lap("targets")  # and updates, which only a layer can tell apart
@@ -143,9 +143,9 @@ def train_step(
     lap("optimizer")
     if due and recipe.decoupled:
         regulariser = REGULARISERS[recipe.regulariser]
-        for W, G in zip(square, all_grams(square), strict=True):
+        for W, G in zip(regularised, all_grams(regularised), strict=True):
             if W is not None:
-                # W <- W - lambda (W W^T - I) W: the gradient has a factor 4 of its own.
+                # W <- W - lambda (W W^T - I) W, say: the gradient has a factor 4 of its own.
                 W -= regulariser(W, G, recipe.ortho_strength / 4, overwrite=True)
         lap("regulariser")
     return loss, y

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgait.data import array_data, scaling_of
+from npgait.data import Scaling, array_data, scaling_of
 
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 5), seed=st.integers(0, 9))
@@ -32,6 +32,16 @@ def test_images_are_flattened_scaled_and_cast(dtype, rng):
     np.testing.assert_allclose(channels.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(channels.std(axis=0), 1, rtol=1e-5)
     assert images.dtype == np.uint8
+
+
+@pytest.mark.parametrize("given", [np.uint8, np.float64])
+def test_one_shift_or_one_scale_does_for_all_channels(given, loops, dtype, rng):
+    x = rng.integers(0, 200, (5, 4, 6, 3)).astype(given)
+    of_channels = rng.uniform(1, 9, 3)
+    for shift, scale in ((of_channels, 0.5), (7.0, of_channels)):
+        got = Scaling(shift, scale).apply(x, dtype)
+        expected = (x - shift) * scale
+        np.testing.assert_allclose(got, expected, rtol=0, atol=8 * np.finfo(dtype).eps * 2000)
 
 
 def test_unit_scaling_divides_by_the_largest_value():

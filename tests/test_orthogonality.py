@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from npgait.initialisation import glorot_normal, orthogonal
 from npgait.orthogonality import (
+    REGULARISERS,
     conformal_gradient,
     gram,
     grams,
@@ -75,6 +76,12 @@ def test_conformal_gradient_is_that_of_its_penalty_with_the_size_held(rng):
         step[index] = h
         above, below = (((gram(w) / c2 - np.eye(5)) ** 2).sum() for w in (W + step, W - step))
         assert got[index] == pytest.approx(c2 * (above - below) / (2 * h), rel=1e-6, abs=1e-6)
+
+
+def test_no_regulariser_makes_anything_of_weights_that_are_all_zero():
+    W = np.zeros((5, 5))
+    for gradient in REGULARISERS.values():
+        np.testing.assert_array_equal(gradient(W, gram(W)), W)
 
 
 def test_orthogonal_weights_are_left_alone_by_every_regulariser(rng):

@@ -117,6 +117,8 @@ def test_elementwise_work_is_the_same_however_it_is_shared_out(shape, dtype, rng
     got = by_sample(lambda x, y, s, c: x * y - s * c, x, y, s, 2.0)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, x * y - s * 2.0)
+    whole = (10 * x).astype(int)
+    np.testing.assert_array_equal(by_sample(lambda x, y: x * y, whole, y), whole * y)
     for one in (np.array(2.0, dtype), np.array([[2.0]], dtype)):  # for all samples
         np.testing.assert_array_equal(by_sample(lambda x, c: x * c, x, one), x * 2.0)
 

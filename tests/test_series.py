@@ -151,3 +151,13 @@ def test_tf32_products_are_asked_for_what_they_can_reach(shape, given_gram, rng,
         reports = []
         InverseSolver(1e-5, reports=reports)(d, W)
         assert reports[0].method != "refinement"
+
+
+@pytest.mark.parametrize("away", [0.2, 0.3, 0.5])
+def test_a_series_that_will_be_late_is_left_after_a_few_terms(away, rng, monkeypatch):
+    W, terms = near_orthogonal(rng, 80, away), []
+    times_R = series._times_R
+    monkeypatch.setattr(series, "_times_R", lambda *given: terms.append(1) or times_R(*given))
+    z, _ = series.series(rng.standard_normal((10, 80)), W, gram(W), 1e-5, 5)
+    assert z is None
+    assert len(terms) < 3

@@ -1,9 +1,9 @@
 """Kernels: in one pass what NumPy or CuPy does in several over memory, or CuPy with atomic sums.
 
-Each function is an equation that stands in activations.py, optimizers.py, data.py or layers/patches.py
-in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c, compiled when npgait
-is installed, where there is a C compiler. Both take the equations from equations.h. Products with
-patches are in tiles.c.
+Each function but `mirror` is an equation that stands in activations.py, optimizers.py, data.py or
+layers/patches.py in NumPy. For a GPU the sources are *.cu, compiled on first use; for a CPU loops.c,
+compiled when npgait is installed, where there is a C compiler. Both take the equations from equations.h.
+Products with patches are in loops.c, and by the registers of a processor in tiles.c.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ EQUATION REAL leaky_relu_inverse(REAL y, REAL slope) { return y >= 0 ? y : y / s
 // f'(a)^power * e; `factor` is slope^power
 EQUATION REAL times_f_prime(REAL a, REAL e, REAL factor) { return a >= 0 ? e : factor * e; }
 
-// d = [f^-1(y) - f^-1(y - s v)] / s; s = 0 is the limit. Where y and y - s v lie on one side of the kink that is v over
-// the slope; across it they have opposite signs, and nothing cancels.
+// d = [f^-1(y) - f^-1(y - s v)] / s; s = 0 is the limit, but crosses no kink. Where y and y - s v lie on one side of
+// the kink that is v over the slope; across it they have opposite signs, and nothing cancels.
 EQUATION int crosses_kink(REAL y, REAL v, REAL s) { return (y >= 0) != (y - s * v >= 0); }
 EQUATION REAL on_one_side(REAL y, REAL v, REAL slope) { return y >= 0 ? v : v / slope; }
 EQUATION REAL on_two_sides(REAL y, REAL v, REAL s, REAL slope) {

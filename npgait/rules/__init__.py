@@ -1,7 +1,7 @@
 """Learning rules, one file each. A rule is a function that walks the layers once, top-down.
 
-`bind` gives the rules one signature, for loops that run any of them. To add a rule: one new file, one
-line in `bind`.
+`bind` gives the rules one signature, for loops that run any of them. To add a rule: one new file,
+its name in `NAMES` or `INVERTING`, and one line in `bind`.
 """
 
 from __future__ import annotations

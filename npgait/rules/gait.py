@@ -14,6 +14,9 @@ and for any finite gamma,
     e_{l-1} = d_l W_l^-1
     dW_l    = x_l^T [f'(a_l) * e_l]
 
+m itself is not needed, for s_l = gamma / m_l = gamma s_{l+1} with s_{L+1} = 1 (vanilla), and, since
+||y_l - t_l|| = ||e_l|| / m_l, s_l = gamma sqrt(n_l) / ||e_l|| (normalised).
+
 Where no kink is crossed d_l = f'(a_l) * e_l, so with orthogonal W (W^-1 = W^T) GAIT-prop *is*
 backpropagation.
 """
@@ -85,7 +88,7 @@ def gait(
         if l == 0:
             break
         v = layer.f.times_derivative(a, e, power=2)  # f'(a)^2 * e
-        s = _normalised_size(gamma, layer.n_units, e) if normalised else gamma * s
+        s = _normalised(gamma, layer.n_units, e) if normalised else gamma * s
         if trace is not None:
             trace(l, v, s)
         e = layer.difference_inverse(y, v, s, solver=solver, G=grams[l])
@@ -133,15 +136,15 @@ def gait_absolute(
         updates.insert(0, layer.local_update(x, a, scaled(m, error_of_used(layer, y, t))))
         if l == 0:
             break
-        gamma_l: Array = _normalised_size(gamma, layer.n_units, t - y) if normalised else gamma
+        gamma_l: Array = _normalised(gamma, layer.n_units, t - y) if normalised else gamma
         eps = gamma_l * layer.f.derivative(a) ** 2
         t = keep_auxiliary(layer.inverse((1 - eps) * y + eps * t, x), records[l - 1].y)
         m = _divide(m, gamma_l.reshape(m.shape) if normalised else gamma_l)
     return updates
 
 
-def _normalised_size(gamma: float, n: int, e: Array) -> Array:
-    """Return gamma sqrt(n) / ||e|| per sample, and 0 where e = 0: nothing to be nudged."""
+def _normalised(gamma: float, n: int, e: Array) -> Array:
+    """Return gamma sqrt(n) / ||e|| per sample: gamma_l of e = t - y, s_l of e = e_l; 0 where e = 0."""
     return _divide(gamma * n**0.5, norm_per_sample(e))
 
 
