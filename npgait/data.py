@@ -13,8 +13,8 @@ from npgait import kernels
 from npgait.augmentation import augment
 from npgait.backend import CPU, Array, Device, array_module, as_array, parse_dtype
 from npgait.gpu import uploader
-from npgait.products import column_sums
 from npgait.streams import Streams
+from npgait.sums import column_sums
 
 IN_CACHE = 1 << 16  # values that are worked on at a time: the second pass finds them in the cache
 NORMALISATIONS = ("none", "unit", "standard")

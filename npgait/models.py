@@ -181,7 +181,7 @@ def imagenet(
     shape_in : tuple of int
         (H, W, C) of an image; every map above follows from it.
     patch_bytes : int
-        Most memory that the patches of one slice of a batch take in a convolution.
+        Most memory that the patches of one slice of a batch take in a convolution; see `Conv2D`.
     n_classes, f, auxiliary, initialisation, seed, dtype, device
         As in `square`.
 

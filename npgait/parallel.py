@@ -20,7 +20,6 @@ WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over th
 PARTS = 4  # of such a pass
 LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
 STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
-MOST_KEPT = 64  # shapes of padded images that a thread keeps memory for
 _local = threading.local()
 _sharing_out = threading.Lock()
 
@@ -129,23 +128,6 @@ def scratch(n: int, dtype: np.dtype, x: Array) -> Array:
     if memory is None or memory.nbytes < n * dtype.itemsize:
         memory = _local.memory = np.empty(n * dtype.itemsize, np.uint8)
     return memory[: n * dtype.itemsize].view(dtype)
-
-
-def zero_padded(x: np.ndarray, pads: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Return `np.pad(x, pads)` in memory of this thread's that the next such call takes again.
-
-    Its zeros are written once: from call to call only what is inside them changes.
-    """
-    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pads, strict=True))
-    kept: dict[object, np.ndarray] = _local.__dict__.setdefault("padded", {})
-    key = (shape, pads, x.dtype)
-    if key not in kept:
-        if len(kept) >= MOST_KEPT:
-            kept.clear()
-        kept[key] = np.zeros(shape, x.dtype)
-    padded = kept[key]
-    padded[tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pads, strict=True))] = x
-    return padded
 
 
 @functools.cache

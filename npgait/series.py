@@ -11,7 +11,7 @@ import numpy as np
 from npgait.backend import Array, array_module, in_float32, to_host
 from npgait.blas import gemm, product
 from npgait.orthogonality import zero_diagonal
-from npgait.products import squared_norms
+from npgait.sums import squared_norms
 
 TRUSTED = 10  # times the tolerance: the largest residual that a z made by matrix products may leave
 SAFETY = 3  # times the mean factor by which terms or residuals shrink: nearly every direction's is less

@@ -238,7 +238,7 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
     ):
         for p, q in zip(one, other, strict=True):
             np.testing.assert_allclose(p, q, atol=1e-12)
-    for part in sliced._slices(x, window.patch_size):
+    for part in sliced._slices(x):
         samples = len(x[part])  # compiled loops cut a few patches at a time, whatever the slice
         bounded = samples == 1 or samples * 16 * window.patch_size * 8 <= patch_bytes
         assert bounded or multiplied_in_loops(x, sliced.W)
@@ -256,7 +256,7 @@ def test_compiled_loops_share_a_batch_out_in_fewer_parts_where_there_is_little_t
     x = np.zeros((64, *layer.shape_in), np.float32)
     if not multiplied_in_loops(x, W):
         pytest.skip("compiled loops are not here")
-    assert [len(x[part]) for part in layer._slices(x, window.patch_size)] == [64 // shares] * shares
+    assert [len(x[part]) for part in layer._slices(x)] == [64 // shares] * shares
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from npgait import parallel
 from npgait.parallel import (
     LARGE,
-    MOST_KEPT,
     WORTH_THREADS,
     by_sample,
     in_threads,
     scratch,
     stretches,
-    zero_padded,
 )
 
 SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
@@ -94,20 +92,6 @@ def test_scratch_memory_is_the_threads_own_and_as_large_as_asked():
     thread.start()
     thread.join()
     assert not np.shares_memory(first, others[0])
-
-
-def test_padding_in_kept_memory_is_zero_whatever_was_padded_before(rng):
-    """Same padded shape, other pads: what one leaves must not be another's border."""
-    for before in (0, 1, 2, 0, 2, 1):
-        x = rng.standard_normal((3, 4))
-        pads = ((before, 2 - before), (1, 0))
-        np.testing.assert_array_equal(zero_padded(x, pads), np.pad(x, pads))
-
-
-def test_padding_keeps_a_bounded_number_of_shapes():
-    for n in range(1, 3 * MOST_KEPT):
-        x = np.ones(n)
-        np.testing.assert_array_equal(zero_padded(x, ((1, 1),)), np.pad(x, 1))
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (7, LARGE // 6), (1, LARGE), (2 * LARGE, 1), (0, 4)])

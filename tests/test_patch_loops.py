@@ -71,7 +71,7 @@ def check_products(window, u, real, seed):
     assert (np.abs(out.reshape(-1, u) - x_p @ W) <= bound).all()
     bound = len(rows) * eps * (np.abs(x_p).T @ np.abs(rows))
     assert (np.abs(patches_transposed_times(x, d, window) - x_p.T @ rows) <= bound).all()
-    terms = u * window.neighbours**2
+    terms = u * (-(-window.kernel // window.stride)) ** 2  # patches over a pixel
     bound = terms * eps * add_patches(np.abs(rows) @ np.abs(W.T), window)
     assert (np.abs(images - add_patches(rows @ W.T, window)) <= bound).all()
 

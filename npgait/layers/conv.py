@@ -27,7 +27,7 @@ from npgait.layers.patch_products import (
 )
 from npgait.layers.patches import Window, count_patches
 from npgait.parallel import in_threads, slices
-from npgait.products import column_sums
+from npgait.sums import column_sums
 from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")
@@ -58,7 +58,7 @@ class Conv2D:
         What messages call the layer.
     patch_bytes : int
         Most memory that the patches of one slice of the batch take (a slice holds at least one
-        sample).
+        sample). Compiled loops hold a few patches at a time, whatever it is.
     implicit : bool
         Whether auxiliary channels that are not stored make W square; see `Dense`.
 
@@ -140,7 +140,7 @@ class Conv2D:
             patches_times_W(x[part], a[part])  # x_p W
             self.f.add_bias_and_activate(a[part], self.b[:u], out=y[part])  # a = x_p W + b, y = f(a)
 
-        in_threads(forward, self._slices(x, self.window.patch_size), x)
+        in_threads(forward, self._slices(x), x)
         return a, y
 
     def inverse(self, y: Array, x: Array) -> Array:
@@ -254,7 +254,7 @@ class Conv2D:
             return dW, column_sums(delta.reshape(-1, u))
 
         # An empty batch has one slice, of nothing, and an update of zeros.
-        parts = in_threads(local_update, self._slices(x, self.window.patch_size) or [slice(0, 0)], x)
+        parts = in_threads(local_update, self._slices(x) or [slice(0, 0)], x)
         dW, db = (functools.reduce(operator.iadd, values) for values in zip(*parts, strict=True))
         n_out = self.W.shape[1]
         return with_auxiliary(array_module(x).ascontiguousarray(dW), n_out), with_auxiliary(db, n_out)
@@ -270,17 +270,15 @@ class Conv2D:
         def spread(part: slice) -> None:
             sum_of_products(d[part], x[part])
 
-        gathered = self.window.neighbours**2 * d.shape[-1]
-        values = gathered if array_module(d) is np else self.window.patch_size
-        in_threads(spread, self._slices(d, values), d)
+        in_threads(spread, self._slices(d), d)
         return x
 
-    def _slices(self, batch: Array, values: int) -> list[slice]:
+    def _slices(self, batch: Array) -> list[slice]:
         """Return the slices of the batch that are worked on one at a time, each by one thread.
 
-        What a slice writes, `values` a position, fits `patch_bytes`, and on the CPU a cache. There the
-        slices are also enough to share out, unless that leaves one too little work. Compiled loops need
-        the same memory for any slice: theirs are cut for sharing only.
+        The patches of a slice fit `patch_bytes`, and on the CPU a cache. There the slices are also
+        enough to share out, unless that leaves one too little work. Compiled loops need the same memory
+        for any slice: theirs are cut for sharing only.
         """
         rows, columns = self.window.positions
         sample_operations = 2 * rows * columns * self.W.shape[0] * self.used
@@ -289,9 +287,10 @@ class Conv2D:
             while shares > 2 and shares * SLICE_OPERATIONS > len(batch) * sample_operations:
                 shares //= 2
             return slices(len(batch), max(1, -(-len(batch) // shares)))
-        sample_bytes = rows * columns * values * batch.dtype.itemsize
+        sample_bytes = rows * columns * len(self.W) * batch.dtype.itemsize
         on_cpu = array_module(batch) is np
-        size = max(1, min(self.patch_bytes, CACHE_BYTES if on_cpu else self.patch_bytes) // sample_bytes)
+        most_bytes = min(self.patch_bytes, CACHE_BYTES) if on_cpu else self.patch_bytes
+        size = max(1, most_bytes // sample_bytes)
         if on_cpu:
             worth = -(-SLICE_OPERATIONS // sample_operations)
             size = min(size, max(-(-len(batch) // SHARES), worth))

@@ -13,7 +13,7 @@ from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.blas import product
 from npgait.inverse import InverseSolver, check_inverse
-from npgait.products import column_sums
+from npgait.sums import column_sums
 from npgait.validation import check_parameters, whole
 
 _LU = InverseSolver(method="lu")

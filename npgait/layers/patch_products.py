@@ -1,7 +1,7 @@
 """Products with patches: x_p W, x_p^T d, and the sum over patches of d M.
 
 On a CPU with compiled loops patches are cut, multiplied and added a few at a time, in a cache. Elsewhere
-they are written out, but for the sum on a CPU: there each pixel gathers what its neighbours give it.
+they are written out, and the products are those that the equations name.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npgait.backend import Array, array_module
+from npgait.backend import Array
 from npgait.blas import product
 from npgait.kernels import patch_loops
 from npgait.layers.patches import Window, add_patches, check_array, cut_patches, geometry
 from npgait.layout import AS_IS, layout
-from npgait.parallel import scratch, zero_padded
-from npgait.products import summed_product, tall_product
+from npgait.parallel import scratch
 
 SOME_BYTES = 400 << 10  # of patches that loops work on at a time, so that they stay in a cache
 
@@ -51,7 +50,7 @@ def multiplier(W: Array, window: Window) -> Products:
         check_array("x", x, (len(x), window.height, window.width, window.channels))
         check_array("out", out, (len(x), *window.positions, W.shape[1]), in_one_piece=True)
         if not multiplied_in_loops(x, W, out):
-            tall_product(_patches(x, window), W, out=out.reshape(-1, W.shape[1]))
+            product(_patches(x, window), W, out.reshape(-1, W.shape[1]))
         elif in_tiles is not None:
             in_tiles(np.ascontiguousarray(x), out)
         else:
@@ -83,7 +82,7 @@ def patches_transposed_times(x: Array, d: Array, window: Window) -> Array:
     check_array("x", x, (len(x), window.height, window.width, window.channels))
     check_array("d", d, (len(x), *window.positions, u))
     if not multiplied_in_loops(x, d):  # (d^T x_p)^T: of the two, the faster
-        return summed_product(d.reshape(-1, u), _patches(x, window)).T
+        return product(d.reshape(-1, u).T, _patches(x, window)).T
     x, d, where = np.ascontiguousarray(x), np.ascontiguousarray(d), geometry(window)
     if size := patch_loops.summing_memory(x.dtype, u, where):
         P = np.empty((window.patch_size, u), x.dtype)
@@ -133,20 +132,12 @@ def product_adder(M: Array, window: Window) -> Products:
                 patch_loops.add_products(d, M, out, _memory_for_some(d, window), where)
 
         return by_loops
-    if array_module(M) is not np:
 
-        def written_out(d: Array, out: Array) -> None:
-            check(d, out)
-            out[...] = add_patches(product(d.reshape(-1, len(M)), M), window)
-
-        return written_out
-    K = _by_phase(M, window)
-
-    def gathered(d: Array, out: Array) -> None:
+    def written_out(d: Array, out: Array) -> None:
         check(d, out)
-        out[...] = _gathered(d, K, window)
+        out[...] = add_patches(product(d.reshape(-1, len(M)), M), window)
 
-    return gathered
+    return written_out
 
 
 def multiplied_in_loops(*arrays: Array) -> bool:
@@ -166,42 +157,3 @@ def _patches(x: Array, window: Window) -> Array:
     rows, columns = window.positions
     memory = scratch(len(x) * rows * columns * window.patch_size, x.dtype, x)
     return cut_patches(x, window, memory)
-
-
-def _by_phase(M: np.ndarray, window: Window) -> np.ndarray:
-    """Return M as K (t*t*u, s*s*C): what each neighbour of a pixel gives it, for each of its phases.
-
-    Pixel s q + phase lies under the patches at q, q - 1 ... q - t + 1, t = ceil(k / s), which hold it at
-    phase, phase + s ... : the same neighbours for all its phases.
-    """
-    k, s, t = window.kernel, window.stride, window.neighbours
-    K = np.zeros((len(M), t * s, t * s, window.channels), M.dtype)  # a patch ends before t s
-    K[:, :k, :k] = M.reshape(-1, k, k, window.channels)
-    K = K.reshape(len(M), t, s, t, s, -1)[:, ::-1, :, ::-1]  # from the first neighbour to the last
-    return K.transpose(1, 3, 0, 2, 4, 5).reshape(t * t * len(M), -1)
-
-
-def _gathered(d: np.ndarray, K: np.ndarray, window: Window) -> np.ndarray:
-    """Return images (B, H, W, C) in gather form: each pixel the product of its neighbours with K."""
-    b, rows, columns, u = d.shape
-    k, s, t = window.kernel, window.stride, window.neighbours
-    (top, _), (left, _) = window.pads
-    # Pixels s q + phase of the padded image, from the first q with a pixel of the image to the last.
-    first_row, last_row = top // s, (top + window.height - 1) // s
-    first_column, last_column = left // s, (left + window.width - 1) // s
-    above, below = t - 1 - first_row, last_row - rows + 1
-    before, behind = t - 1 - first_column, last_column - columns + 1
-    padded = zero_padded(d, ((0, 0), (above, below), (before, behind), (0, 0)))
-    height, width, _ = padded.shape[1:]
-    at = Window(height, width, u, t, 1, "VALID")
-    high, wide = at.positions
-    neighbours = cut_patches(padded, at, scratch(b * high * wide * t * t * u, d.dtype, d))
-    x = np.empty((b, high, s, wide, s * window.channels), d.dtype)
-    for phase, K_phase in enumerate(np.split(K, s, axis=1)):  # of the row; those of the column in one
-        reached = (t - 1 - (k - 1 - phase) // s) * t * u  # patches above end before this phase
-        x[:, :, phase] = tall_product(neighbours[:, reached:], K_phase[reached:]).reshape(
-            b, high, wide, -1
-        )
-    x = x.reshape(b, high * s, wide * s, window.channels)
-    y0, x0 = top - first_row * s, left - first_column * s
-    return x[:, y0 : y0 + window.height, x0 : x0 + window.width]

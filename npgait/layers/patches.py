@@ -13,7 +13,6 @@ import numpy as np
 
 from npgait import kernels
 from npgait.backend import Array, array_module
-from npgait.parallel import zero_padded
 from npgait.validation import whole
 
 PADDINGS = ("SAME", "VALID")
@@ -72,11 +71,6 @@ class Window:
         """Pixels of padding: ((top, bottom), (left, right))."""
         return self._pads(self.height), self._pads(self.width)
 
-    @property
-    def neighbours(self) -> int:
-        """Most patches that lie over a pixel in one direction: ceil(k / stride)."""
-        return -(-self.kernel // self.stride)
-
     def _positions(self, size: int) -> int:
         if self.padding == "SAME":
             return -(-size // self.stride)
@@ -113,7 +107,7 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     if xp is not np or kernels.apply_to(x):
         kernels.cut_patches(xp.ascontiguousarray(x), patches, geometry(window))
         return patches.reshape(-1, window.patch_size)
-    padded = np.ascontiguousarray(_padded(x, window, kept=out is not None))
+    padded = np.ascontiguousarray(np.pad(x, ((0, 0), *window.pads, (0, 0))))
     _, height, width, channels = padded.shape  # strides of axes of one value say nothing
     w = channels * padded.itemsize
     h, b = width * w, height * width * w
@@ -122,15 +116,6 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     pieces = np.ndarray(shape, piece, padded, strides=(b, s * h, s * w, h))
     patches.view(piece).reshape(shape)[...] = pieces
     return patches.reshape(-1, window.patch_size)
-
-
-def _padded(x: np.ndarray, window: Window, *, kept: bool) -> np.ndarray:
-    """Return images with their padding of zeros; `kept`: in memory that the next call takes again."""
-    (top, bottom), (left, right) = window.pads
-    if not (top or bottom or left or right):
-        return x
-    pads = ((0, 0), (top, bottom), (left, right), (0, 0))
-    return zero_padded(x, pads) if kept else np.pad(x, pads)
 
 
 def add_patches(patches: Array, window: Window) -> Array:

@@ -7,7 +7,7 @@ from math import prod
 
 from npgait.backend import Array, array_module
 from npgait.network import Layer
-from npgait.products import squared_norms
+from npgait.sums import squared_norms
 
 # Called with the number of the layer, and the direction v and size s of its nudge.
 Trace = Callable[[int, Array, "Array | float"], None]
