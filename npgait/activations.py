@@ -15,6 +15,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import by_sample
+from npgait.validation import check_real
 
 
 class Activation(Protocol):
@@ -97,6 +98,7 @@ class LeakyReLU:
     slope: float = 0.1
 
     def __post_init__(self) -> None:
+        check_real("slope of the leaky ReLU", self.slope)
         if not (self.slope > 0 and math.isfinite(self.slope)):
             raise ValueError(
                 f"slope of the leaky ReLU is {self.slope}; expected a finite number above 0, "

@@ -71,11 +71,15 @@ def select_device(spec: str = "auto") -> Device:
 
     Raises
     ------
+    TypeError
+        If `spec` is no text.
     DeviceError
-        If `spec` is none of these, or names a GPU that is not there.
+        If it is none of these, or names a GPU that is not there.
     """
     if spec == "cpu":
         return CPU
+    if not isinstance(spec, str):
+        raise TypeError(f"device is {spec!r}; expected a text: cpu, gpu, gpu:N or auto")
     kind, _, number = spec.partition(":")
     if not (spec == "auto" or (kind == "gpu" and (number.isdecimal() or spec == "gpu"))):
         raise DeviceError(f"device {spec!r} is unknown; use cpu, gpu, gpu:N or auto")

@@ -49,6 +49,7 @@ def fit(
         lambda of the orthogonality regulariser; not applied by BP, FA and DFA given by name.
     loss : {"cross_entropy", "squared_error"}
     optimizer : Optimizer, optional
+        Goes on from the moments that it holds; each network needs one of its own.
     test : (x, labels), optional
         Evaluated after each epoch.
     seed : int
@@ -80,6 +81,10 @@ def fit(
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     if not isinstance(rule, str | Rule):
         raise TypeError(f"rule is {rule!r}; expected a name such as 'gait', or a rule of rules.bind")
+    if not isinstance(network, Network):
+        raise TypeError(f"network is a {type(network).__name__}; expected a Network, of models, say")
+    if optimizer is not None and not (hasattr(optimizer, "step") and not isinstance(optimizer, type)):
+        raise TypeError(f"optimizer is {optimizer!r}; expected one of optimizers, Adam(1e-3), say")
     if test is not None and not (isinstance(test, tuple | list) and len(test) == 2):
         raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
     streams = random_streams(seed)

@@ -261,6 +261,8 @@ def _weights(
     if initialisation not in INITIALISATIONS:
         known = ", ".join(INITIALISATIONS)
         raise ValueError(f"initialisation {initialisation!r} is unknown; use one of {known}")
+    if not isinstance(device, Device):
+        raise TypeError(f"device is {device!r}; expected one of npgait.select_device, of 'gpu', say")
     xp, dtype = device.xp, parse_dtype(dtype)
     W = INITIALISATIONS[initialisation](rng, n_in, n_out)
     return xp.asarray(W, dtype=dtype), xp.zeros(n_out, dtype=dtype)

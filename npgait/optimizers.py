@@ -14,6 +14,7 @@ import numpy as np
 from npgait import kernels
 from npgait.backend import Array, array_module
 from npgait.parallel import in_threads
+from npgait.validation import check_real
 
 IN_CACHE = 1 << 18  # values of each array that are worked on at a time
 IN_ONE_PASS = 1 << 20  # and where there is one pass, so that only threads have to share them
@@ -34,12 +35,14 @@ class Optimizer(Protocol):
 
 def _rate(learning_rate: float) -> float:
     """Return a rate as a float: times a NumPy scalar, float32 would become float64."""
+    check_real("learning_rate", learning_rate)
     if not (learning_rate > 0 and np.isfinite(learning_rate)):
         raise ValueError(f"learning_rate is {learning_rate}; expected a finite number above 0")
     return float(learning_rate)
 
 
 def _decay(name: str, value: float) -> float:
+    check_real(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; expected 0 <= {name} < 1")
     return float(value)
@@ -83,6 +86,7 @@ class Momentum:
         """Change each parameter by one step, in place."""
         if not self.v:
             self.v = _zeros_like(parameters)
+        _check_own(self.v, parameters)
         for p, g, v in zip(parameters, gradients, self.v, strict=True):
             v *= self.momentum
             v += g
@@ -122,6 +126,7 @@ class Adam:
     def __post_init__(self) -> None:
         self.learning_rate = _rate(self.learning_rate)
         self.beta1, self.beta2 = _decay("beta1", self.beta1), _decay("beta2", self.beta2)
+        check_real("epsilon", self.epsilon)
         if not self.epsilon > 0:
             raise ValueError(f"epsilon is {self.epsilon}; expected a number above 0")
         self.epsilon = float(self.epsilon)
@@ -130,6 +135,7 @@ class Adam:
         """Change each parameter by one step, in place."""
         if not self.m:
             self.m, self.v = _zeros_like(parameters), _zeros_like(parameters)
+        _check_own(self.m, parameters)
         if array_module(parameters[0]) is not np and kernels.apply_to(*parameters, *gradients):
             self._step_on_device(parameters, gradients)
             return
@@ -230,6 +236,16 @@ def in_cache(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def _zeros_like(parameters: Sequence[Array]) -> list[Array]:
     return [array_module(p).zeros_like(p) for p in parameters]
+
+
+def _check_own(moments: Sequence[Array], parameters: Sequence[Array]) -> None:
+    """Raise a ValueError where the moments that an optimizer holds are of other parameters."""
+    held, given = ([(a.shape, a.dtype) for a in arrays] for arrays in (moments, parameters))
+    if held != given:
+        raise ValueError(
+            "the optimizer holds moments of another network, whose layers have other shapes or dtypes; "
+            "give each network an optimizer of its own"
+        )
 
 
 def _listed(state: Mapping[str, Array], letter: str) -> list[Array]:

@@ -112,7 +112,7 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> GAITClassifier:
-        """Train a fresh network.
+        """Train a fresh network. Where that fails all is as before: what was learned earlier, too.
 
         Parameters
         ----------
@@ -132,13 +132,16 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
             If the loss is no longer finite.
         npgait.inverse.SingularWeightsError, npgait.inverse.ErrorsNotFiniteError
             By a rule that inverts layers: if weights have no inverse, or errors are not finite.
+        npgait.backend.DeviceError
+            If there is no such device.
         """
-        epochs, _ = whole("max_iter", self.max_iter), whole("batch_size", self.batch_size)
-        X, y = validate_data(self, X, y, dtype=self.dtype)
-        check_classification_targets(y)
-        self._start(unique_labels(y))
-        self._train(X, y, epochs)
-        return self
+        before = vars(self).copy()
+        try:
+            return self._fit(X, y)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> GAITClassifier:
         """Train for one epoch on a part of the data, going on from where training stands.
@@ -196,6 +199,15 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     # --- inside -------------------------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: Any) -> GAITClassifier:
+        """Train a fresh network in the place of what there is."""
+        epochs, _ = whole("max_iter", self.max_iter), whole("batch_size", self.batch_size)
+        X, y = validate_data(self, X, y, dtype=self.dtype)
+        check_classification_targets(y)
+        self._start(unique_labels(y))
+        self._train(X, y, epochs)
+        return self
 
     def _start(self, classes: np.ndarray) -> None:
         """Draw a fresh network for these classes."""

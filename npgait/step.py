@@ -14,6 +14,7 @@ from npgait.optimizers import Optimizer
 from npgait.orthogonality import REGULARISERS
 from npgait.orthogonality import grams as all_grams
 from npgait.rules import Rule
+from npgait.validation import check_real
 
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 REDUCTIONS = ("sum", "mean")
@@ -61,6 +62,7 @@ class Recipe:
             raise ValueError(f"regulariser {self.regulariser!r} is unknown; use one of {known}")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction {self.reduction!r} is unknown; use sum or mean")
+        check_real("ortho_strength", self.ortho_strength)
         if not (self.ortho_strength >= 0 and np.isfinite(self.ortho_strength)):
             raise ValueError(f"ortho_strength is {self.ortho_strength}; expected 0 or more")
         if self.ortho_every < 1:
@@ -111,6 +113,8 @@ def train_step(
 
     Raises
     ------
+    ValueError
+        If the loss is not one value a sample.
     TrainingDivergedError
         If the loss is not finite; the weights are then as they were. On a GPU, where looking means
         waiting, `train` looks later, at the sums over many steps.
@@ -122,6 +126,9 @@ def train_step(
     lap("forward")
     y = records[-1].y[:, : network.n_classes]
     loss, error = recipe.loss(y, labels)
+    if getattr(loss, "shape", None) != (len(x),):
+        got = getattr(loss, "shape", type(loss).__name__)
+        raise ValueError(f"the loss has shape {got}; expected {(len(x),)}, one value a sample")
     if array_module(loss) is np and not np.isfinite(loss.sum()):
         where = first_nonfinite(layers, records) or layers[-1].name
         raise TrainingDivergedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,26 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def check_real(name: str, value: Any) -> None:
+    """Raise a TypeError where a value is no real number, NumPy's and 0-d arrays included."""
+    if isinstance(value, bool | np.bool_) or not (
+        isinstance(value, Real) or (getattr(value, "shape", None) == () and value.dtype.kind in "fiu")
+    ):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+
+
 def check_parameters(name: str, W: Array, b: Array) -> None:
     """Raise a ValueError where W and b are not both float32, or both float64, in native byte order."""
     if W.dtype != b.dtype or W.dtype not in PARAMETERS or not W.dtype.isnative:
         raise ValueError(
             f"{name}: W is {W.dtype.str} and b is {b.dtype.str}; expected both float32 or both float64"
         )
+
+
+def check_activation(name: str, f: Any) -> None:
+    """Raise a TypeError where a layer's f has none of what the rules ask of an activation."""
+    if not callable(getattr(f, "derivative", None)):
+        raise TypeError(f"{name}: f is {f!r}; expected an activation, LeakyReLU(0.1), say")
 
 
 def check_name(name: Any) -> None:

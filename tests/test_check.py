@@ -38,6 +38,20 @@ def test_fresh_weights_are_orthogonal_and_gait_is_backpropagation():
     assert all(layer.inverse_error < 1e-5 for layer in layers[1:])
 
 
+@pytest.mark.parametrize("depth", [18, 30])
+def test_equations_of_deep_networks_hold_though_steps_and_nudges_cross_kinks(depth):
+    _, findings = check_session(*session_of("gait", depth=depth, gamma=1e-7))
+    assert "WRONG" not in marks(findings)
+    crossed = [finding.text for finding in findings if "nudges cross kinks" in finding.text]
+    assert bool(crossed) == (depth == 30)
+
+
+def test_of_activity_next_to_nothing_no_derivative_is_claimed():
+    _, findings = check_session(*session_of("bp", depth=80))
+    (derivative,) = (finding for finding in findings if "derivative" in finding.text)
+    assert derivative.mark == "note"
+
+
 def test_absolute_targets_are_seen_to_lose_the_direction_in_float32_and_not_in_float64():
     lost, kept = (
         check_session(*session_of("gait", dtype=d, gamma=1e-6))[0] for d in ("float32", "float64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,3 +129,27 @@ def test_numbers_of_numpy_do_not_change_the_dtype_or_the_result():
             plain.step([p], [p / 3])
             numpys.step([q], [q / 3])
         np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.parametrize("optimizer", [Momentum(0.1), Adam(0.1)])
+@pytest.mark.parametrize("other", [np.zeros((3, 5)), np.zeros((3, 4), np.float32), None])
+def test_moments_of_another_network_are_refused(optimizer, other):
+    optimizer = replace(optimizer)
+    p = np.zeros((3, 4))
+    optimizer.step([p], [np.ones_like(p)])
+    others = [p, p] if other is None else [other]
+    with pytest.raises(ValueError, match="moments of another network"):
+        optimizer.step(others, [np.ones_like(each) for each in others])
+
+
+@pytest.mark.parametrize("value", [None, "a", True, [0.1]])
+def test_what_is_no_number_is_refused_by_name(value):
+    for make, name in (
+        (SGD, "learning_rate"),
+        (lambda v: Momentum(0.1, v), "momentum"),
+        (lambda v: Adam(0.1, beta1=v), "beta1"),
+        (lambda v: Adam(0.1, epsilon=v), "epsilon"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} is .*; expected a number"):
+            make(value)
+    assert SGD(np.float32(0.5)).learning_rate == SGD(np.array(0.5)).learning_rate == 0.5

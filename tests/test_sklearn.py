@@ -169,3 +169,17 @@ def test_outputs_that_overflow_are_no_class(method, blobs):
     model = GAITClassifier(random_state=0, max_iter=2).fit(*blobs)
     with pytest.raises(ValueError, match="not finite, which is no class"):
         getattr(model, method)(np.full((2, 6), 3e38))
+
+
+def test_a_refit_that_is_refused_leaves_the_classifier_as_it_was(blobs):
+    X, y = blobs
+    model = GAITClassifier(max_iter=3, random_state=0).fit(X, y)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match="only one class"):
+        model.fit(X[:, :3], np.zeros(len(X)))
+    model.learning_rate = -1
+    with pytest.raises(ValueError, match="learning_rate"):
+        model.fit(X[:, :3], y)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    with pytest.raises(ValueError, match="features"):
+        model.predict(X[:, :3])

@@ -299,6 +299,49 @@ def test_fit_refuses_what_cannot_work(options, message, rng):
         npgait.fit(npgait.models.square(12, 3), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"optimizer": Adam}, "optimizer is <class"),
+        ({"learning_rate": None}, "learning_rate is None; expected a number"),
+        ({"ortho_strength": "x"}, "ortho_strength is 'x'; expected a number"),
+        ({"network": [1]}, "network is a list"),
+    ],
+)
+def test_fit_names_what_is_of_a_wrong_type(options, message, rng):
+    x, labels = clusters(rng)
+    arguments = {"network": models.square(12, 3), "x": x, "labels": labels, **options}
+    with pytest.raises(TypeError, match=message):
+        npgait.fit(**arguments)
+
+
+def test_other_wrong_types_are_named_too():
+    for make, message in (
+        (lambda: models.square(4, 3, device="cpu"), "device is 'cpu'"),
+        (lambda: models.square(4, 3, f="relu"), "f is 'relu'; expected an activation"),
+        (lambda: models.square(4, 3, f=np.tanh), "expected an activation"),
+        (lambda: bind("gait", gamma="a"), "gamma is 'a'; expected a number"),
+        (lambda: models.LeakyReLU("a"), "slope of the leaky ReLU is 'a'; expected a number"),
+        (lambda: npgait.select_device(None), "device is None"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("loss", [lambda losses: losses.mean(), list, lambda losses: losses[:3], id])
+def test_a_loss_that_is_not_one_value_a_sample_is_refused(loss):
+    network, recipe, _, _ = prepared("bp")
+
+    def wrong(y, labels):
+        losses, error = softmax_cross_entropy(y, labels)
+        return loss(losses), error
+
+    recipe.loss = wrong
+    with pytest.raises(ValueError, match=r"the loss has shape .*; expected \(5,\), one value a sample"):
+        train_step(network, recipe, np.ones((5, 12), np.float32), np.zeros(5, int))
+
+
 def test_recipes_out_of_range_are_refused():
     for options in ({"regulariser": "l2"}, {"reduction": "max"}):
         with pytest.raises(ValueError, match=next(iter(options.values()))):

@@ -28,7 +28,7 @@ from npgait.layers.patch_products import (
 from npgait.layers.patches import Window, count_patches
 from npgait.parallel import in_threads, slices
 from npgait.sums import column_sums
-from npgait.validation import check_parameters, whole
+from npgait.validation import check_activation, check_parameters, whole
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20  # of the patches of one slice of a batch, unless a layer says otherwise
@@ -79,6 +79,7 @@ class Conv2D:
 
     def __post_init__(self) -> None:
         check_parameters(self.name, self.W, self.b)
+        check_activation(self.name, self.f)
         if self.W.ndim != 2 or len(self.W) != self.window.patch_size or self.W.shape[1] == 0:
             raise ValueError(
                 f"{self.name}: W {self.W.shape}; expected ({self.window.patch_size}, c_out) for "

@@ -14,7 +14,7 @@ from npgait.backend import Array, array_module
 from npgait.blas import product
 from npgait.inverse import InverseSolver, check_inverse
 from npgait.sums import column_sums
-from npgait.validation import check_parameters, whole
+from npgait.validation import check_activation, check_parameters, whole
 
 _LU = InverseSolver(method="lu")
 
@@ -60,6 +60,7 @@ class Dense:
 
     def __post_init__(self) -> None:
         check_parameters(self.name, self.W, self.b)
+        check_activation(self.name, self.f)
         if self.W.ndim != 2 or self.W.size == 0 or self.b.shape != self.W.shape[1:]:
             raise ValueError(
                 f"{self.name}: W {self.W.shape} and b {self.b.shape}; expected W (n_in, n_out) and "

@@ -23,6 +23,7 @@ from npgait.rules.fa import fa
 from npgait.rules.gait import gait, gait_absolute
 from npgait.rules.itp import itp, itp_absolute
 from npgait.rules.tp import tp, tp_absolute
+from npgait.validation import check_real
 
 __all__ = [
     "INVERTING",
@@ -180,6 +181,7 @@ def bind(
         raise ValueError(f"targets {targets!r} is unknown; use difference or absolute")
     if gamma is None:
         gamma = default_gamma(name, normalised)
+    check_real("gamma", gamma)
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is {gamma}; expected 0 < gamma <= 1")
     gamma = float(gamma)  # NumPy's float64 would make float32 errors float64
