@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from npgait.files import shown
 from npgait.loaders.dataset import DataError, Dataset, missing
 from npgait.loaders.store.decode import BadImageError, decode, read_source
-from npgait.loaders.store.folders import files_in_folder
+from npgait.loaders.store.folders import VALIDATION_FOLDERS, files_in_folder
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 8 << 30  # of decoded images
 
 
 def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) -> Dataset:
-    """Return the images below DIR/train, and below DIR/val if that is there, uint8 (N, S, S, 3).
+    """Return the images below DIR/train, and below DIR/val if there is one, uint8 (N, S, S, 3).
+
+    Where there is no DIR/val, DIR/validation and DIR/valid are taken for it.
 
     Each is turned as its EXIF says, converted to RGB, resized on the short side and cropped at the
     centre. Classes are the names of the folders in DIR/train that hold images, however deep, sorted.
@@ -46,15 +48,17 @@ def load_image_folder(data_dir: Path | None = None, *, image_size: int = 224) ->
     training = _files(root / "train")
     classes = tuple(training)
     train_x, train_labels = _read(root / "train", training, classes, image_size)
-    if not os.path.lexists(root / "val"):  # a link to nothing is an error, not a test set less
+    folders = (root / name for name in VALIDATION_FOLDERS)
+    folder = next((f for f in folders if os.path.lexists(f)), None)  # a link to nothing is an error
+    if folder is None:
         return Dataset("imagenet", train_x, train_labels, None, None, classes)
-    validation = _files(root / "val")
+    validation = _files(folder)
     if unknown := [name for name in validation if name not in training]:
         raise DataError(
-            f"{root / 'val'}: {shown(unknown[0])} is none of the {len(classes)} classes of the folders "
+            f"{folder}: {shown(unknown[0])} is none of the {len(classes)} classes of the folders "
             f"in {root / 'train'}"
         )
-    test_x, test_labels = _read(root / "val", validation, classes, image_size)
+    test_x, test_labels = _read(folder, validation, classes, image_size)
     return Dataset("imagenet", train_x, train_labels, test_x, test_labels, classes)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from npgait.files import shown, stamp
 from npgait.loaders.dataset import DataError
 
+VALIDATION_FOLDERS = ("val", "validation", "valid")  # names of one that holds a validation set
 UNKNOWN = (-1, -1)  # size and time of what cannot be looked at; converting it says why
 
 

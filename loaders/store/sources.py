@@ -1,6 +1,6 @@
 """Finds the images of a source as researchers have it: folders, archives, flat files with a text.
 
-    SRC/train/CLASS/FILE, SRC/val/CLASS/FILE      both splits
+    SRC/train/CLASS/FILE, SRC/val/CLASS/FILE      both splits (validation, valid: as val)
     SRC/CLASS/FILE                                one split
     SRC/CLASS.tar, SRC.tar of CLASS.tar           the training set as it is published, never unpacked
     SRC/FILE, SRC.tar of FILE                     the validation set, with the ground-truth text
@@ -23,6 +23,7 @@ from npgait.loaders import idx
 from npgait.loaders.cifar import load_cifar10, load_cifar100
 from npgait.loaders.dataset import DataError, Dataset
 from npgait.loaders.digits import load_digits
+from npgait.loaders.store.folders import VALIDATION_FOLDERS
 from npgait.loaders.store.found import Found, find_images, is_tar
 from npgait.loaders.store.layout import JOURNAL, MAX_NAME, PART, REPORT
 from npgait.loaders.store.listing import ArrayListing, Listing, as_text, labelled
@@ -39,7 +40,7 @@ IN_MEMORY = {
 KINDS = ("imagenet", *IN_MEMORY)
 PUBLISHED = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 VALIDATION = "ILSVRC2012_val_"  # what the names of its files begin with
-OWN = {"train": ("train",), "val": ("val", "validation", "valid")}
+OWN = {"train": ("train",), "val": VALIDATION_FOLDERS}
 SPLITS = frozenset((*OWN["train"], *OWN["val"], "test"))
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 COMPANIONS = ("", PART, JOURNAL, REPORT)  # of a store, while it is made and after

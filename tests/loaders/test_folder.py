@@ -25,8 +25,9 @@ def test_the_real_sample_is_read_at_any_size(shared_data):
     assert 60 < data.train_x.mean() < 180
 
 
-def test_a_tree_of_ones_own_is_read_in_the_order_of_names(tmp_path):
-    for part, value in (("train", 40), ("val", 200)):
+@pytest.mark.parametrize("validation", ["val", "validation", "valid"])
+def test_a_tree_of_ones_own_is_read_in_the_order_of_names(validation, tmp_path):
+    for part, value in (("train", 40), (validation, 200)):
         for name in ("b", "a"):
             for number in (2, 1):
                 save(
