@@ -430,9 +430,11 @@ def test_importing_npgait_is_fast():
     def seconds(module):
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            before = os.times()
             subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-            times.append(time.perf_counter() - started)
+            after = os.times()  # of the processor: other tests run beside this one
+            times.append(after.children_user + after.children_system)
+            times[-1] -= before.children_user + before.children_system
         return min(times)
 
     assert seconds("npgait") < 2 * seconds("numpy") + 0.2
