@@ -86,7 +86,11 @@ class Workers:
         try:
             process.stdin.write(json.dumps({"where": where, "offsets": offsets}).encode() + b"\n")
             process.stdin.flush()
-            answer = json.loads(_line(process, SECONDS * len(where)))
+            line = _line(process, SECONDS * len(where))
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                raise _strange(line) from None
             if "errno" in answer:
                 raise OSError(answer["errno"], answer["text"], answer["file"])
             done = [Done(*row) for row in answer["done"]]
@@ -98,7 +102,7 @@ class Workers:
         except BrokenPipeError as error:
             self._drop(process)
             raise _WorkerLostError(f"the decoder crashed ({_reason(process)})") from error
-        except _WorkerLostError:
+        except (_WorkerLostError, WorkerError):
             self._drop(process)
             raise
 
@@ -135,8 +139,10 @@ class Workers:
         )
         self._processes.add(process)
         try:
-            _line(process, START_SECONDS)  # that it is ready
-        except _WorkerLostError:
+            line = _line(process, START_SECONDS)
+            if line != b"ready\n":
+                raise _strange(line)
+        except (_WorkerLostError, WorkerError):
             self._drop(process)
             raise
         return process
@@ -158,6 +164,13 @@ def _line(process: subprocess.Popen, seconds: float) -> bytes:
     if not line.endswith(b"\n"):
         raise _WorkerLostError(f"the decoder crashed ({_reason(process)})")
     return line
+
+
+def _strange(line: bytes) -> WorkerError:
+    return WorkerError(
+        f"a process that decodes images printed {repr(line[:60])[1:]} in place of its answer; does "
+        "sitecustomize.py or a .pth file of this Python print? Have it print to stderr"
+    )
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -213,6 +213,20 @@ def test_workers_that_do_not_start_are_an_error_not_a_skip(tree, tmp_path, monke
     assert not pool._processes
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_else_a_process_prints_is_shown_and_no_image_is_skipped_for_it(
+    late, tree, tmp_path, monkeypatch
+):
+    from npgait.loaders.store import workers
+
+    printing = "print('Hello from sitecustomize', flush=True); "
+    if late:
+        printing = "from npgait.loaders.store import worker; worker._do = lambda *_: print('Hello'); "
+    monkeypatch.setattr(workers, "PROGRAM", printing + workers.PROGRAM)
+    with pytest.raises(workers.WorkerError, match=r"printed 'Hello.*\.pth file of this Python print\?"):
+        convert_tree(tree, tmp_path / "x.h5")
+
+
 def test_workers_that_are_killed_while_they_start_are_started_again(tree, tmp_path, monkeypatch):
     from npgait.loaders.store import workers
 
