@@ -110,7 +110,7 @@ class StoredData:
     block : int
         Images read in a run when shuffled; 1 for a full shuffle.
     threads : int
-        That read; 0 for one a core.
+        That read; 0 for one a core, up to 8.
     """
 
     store: Store
