@@ -60,6 +60,13 @@ def test_the_digest_changes_with_any_pixel_or_label():
         assert dataclasses.replace(data, **{part: changed}).digest() != data.digest()
 
 
+def test_pixels_are_digested_once(monkeypatch):
+    data = load("digits")
+    digest = data.digest()
+    monkeypatch.delattr("npgait.loaders.dataset.hashlib.sha256")
+    assert data.digest() == digest
+
+
 def test_an_unknown_name_gives_the_nearest_and_all():
     with pytest.raises(DataError, match="nearest: 'fashion-mnist'") as caught:
         load("fashion_mnist")
