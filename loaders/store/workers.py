@@ -12,7 +12,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from npgait.loaders.store.journal import Done
+from npgait.loaders.store.decode import BadImageError, read_source
+from npgait.loaders.store.journal import Done, naming
 from npgait.loaders.store.worker import skipped
 
 PROGRAM = "from npgait.loaders.store.worker import main; main()"
@@ -75,9 +76,17 @@ class Workers:
             except _WorkerLostError as error:
                 if len(where) == 1 and tries == 1:
                     return [skipped(str(error), self.settings)], b""
+                if len(where) == 1:
+                    self._await_source(where[0])
         # One of them takes the process down: each alone tells which.
         parts = [self._convert([one], [offset]) for one, offset in zip(where, offsets, strict=True)]
         return [one for done, _ in parts for one in done], b"".join(data for _, data in parts)
+
+    def _await_source(self, where: Where) -> None:
+        """Read a source here, without a limit: a mount that hangs is no fault of the image."""
+        left_to_worker = (BadImageError, OSError) if self.settings["skip_unreadable"] else BadImageError
+        with contextlib.suppress(left_to_worker), naming(where[0]):
+            read_source(*where)
 
     def _ask(self, where: list[Where], offsets: list[int]) -> tuple[list[Done], bytes]:
         process = self._process()
