@@ -94,6 +94,12 @@ def choose(
     if rules:
         present = {e.rule for e in chosen}
         missing = [_with_rule(chosen, rule) for rule in dict.fromkeys(rules) if rule not in present]
+        # As published, rules that invert have a regulariser; a step takes as long at any strength but 0.
+        if not any(e.rule in INVERTING for e in chosen) and "ortho_strength" not in overrides:
+            missing = [
+                replace(e, ortho_strength=e.ortho_strength or 1.0) if e.rule in INVERTING else e
+                for e in missing
+            ]
         chosen = [e for e in chosen if e.rule in rules] + missing
     ordered: list[Experiment] = []
     for network in dict.fromkeys(map(_network, chosen)):

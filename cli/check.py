@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,10 +23,13 @@ from npgait.cli.options import (
     loader_or_noise,
 )
 from npgait.cli.table import cell, format_table
-from npgait.config import Experiment
+from npgait.config import ConfigError, Experiment
 from npgait.experiments import find_experiments, read_experiments
+from npgait.loaders import Dataset, StoredDataset
 from npgait.run_folder import CHECKPOINT, CONFIG, check_run, read_info
 from npgait.session import Session, build_session, restore_session
+
+Load = Callable[[Experiment], Dataset | StoredDataset]
 
 
 class FailedCheck(click.ClickException):
@@ -47,7 +52,7 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     the error of its inverse, the angle of GAIT-prop's update to backpropagation's, the angle between
     absolute and difference targets at the network's own precision, and the distance from orthogonality.
     Below each table stands in words what is fine and what is not. Without --data, presets are checked on
-    noise, runs on their own data.
+    noise, runs on their own data. A run folder that is called as a preset is given as ./NAME.
 
     \b
     npgait check
@@ -55,17 +60,16 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     npgait check runs/digits-20261123-101500
     """  # noqa: D301 - click wants the control character
     chosen = choose_device(device, None)
-    run = Path(preset) if (Path(preset) / CONFIG).is_file() else None
+    run = _run_folder(preset)
     if run is not None:
         experiments = read_experiments(run / CONFIG, only=only)
-        data_dir = data_of_run(read_info(run)["data"], data_dir)
+        load: Load = loader(data_of_run(read_info(run)["data"], data_dir))
     else:
-        if Path(preset).is_dir():
-            check_run(Path(preset))
         experiments = find_experiments(preset, only=only)
+        load = partial(loader_or_noise(data_dir), n=64)
     failed = []
     for experiment in experiments:
-        session, x, labels = _session(experiment, run, data_dir, chosen)
+        session, x, labels = _session(experiment, run, load, chosen)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the findings say it
             layers, findings = check_session(session, x, labels)
         click.echo(f"{experiment.name} ({experiment.dtype}, {len(labels)} samples)\n")
@@ -80,11 +84,23 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     click.echo("every equation holds")
 
 
+def _run_folder(name: str) -> Path | None:
+    """Return the folder of a run, or None where the name is a preset's or no folder's."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    with suppress(ConfigError):
+        find_experiments(name)
+        return None  # a folder of data is often called as the presets for it
+    check_run(folder)
+    return folder
+
+
 def _session(
-    e: Experiment, run: Path | None, data_dir: Path | None, device: Device
+    e: Experiment, run: Path | None, load: Load, device: Device
 ) -> tuple[Session, Array, Array]:
     """Return a session, fresh or from its checkpoint, and a batch."""
-    dataset = loader_or_noise(data_dir)(e, 64) if run is None else loader(data_dir)(e)
+    dataset = load(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     if run is not None and (run / e.name / CHECKPOINT).exists():
         restore_session(run / e.name / CHECKPOINT, session, dataset.digest())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -62,8 +63,8 @@ def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
     groups = read_groups(runs)
     click.echo(table(groups))
     changed = changed_settings(groups)
-    if changed and len(groups) > 1:
-        click.echo("\nwhat differs:\n" + changes_table(groups))
+    if changed:
+        click.echo("\nwhat differs:\n" + changes_table(groups, changed))
     if plots:
         for path in save_figures(four_figures(groups), out, kind):
             click.echo(f"figure: {path}")
@@ -133,9 +134,8 @@ def table_rows(groups: Sequence[Group]) -> list[list[str]]:
     return rows
 
 
-def changes_table(groups: Sequence[Group]) -> str:
+def changes_table(groups: Sequence[Group], changed: Mapping[str, Sequence[Any]]) -> str:
     """Return the keys that differ between groups, a column each."""
-    changed = changed_settings(groups)
     rows = [
         [group.label, *(cell(values[number]) for values in changed.values())]
         for number, group in enumerate(groups)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from npgait.config import ConfigError
-from npgait.experiments import preset_files, read_experiments
+from npgait.experiments import preset_experiments
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -18,8 +16,7 @@ def complete_presets(ctx: Any, parameter: Any, incomplete: str) -> list[Completi
     """Return the presets and experiments whose name begins so; files are left to the shell."""
     del ctx, parameter
     found: dict[str, str] = {}
-    for name, text in preset_files().items():
-        experiments = read_experiments(Path(f"{name}.toml"), text)
+    for name, experiments in preset_experiments().items():
         found[name] = f"all {len(experiments)} experiments"
         found |= {e.name: e.description for e in experiments}
     items = [CompletionItem(n, help=t) for n, t in found.items() if n.startswith(incomplete)]
@@ -38,6 +35,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     npgait completion fish > ~/.config/fish/completions/npgait.fish
     """  # noqa: D301 - click wants the control character
     kind = get_completion_class(shell)
-    if kind is None:
-        raise ConfigError(f"click knows no completion for {shell}")
+    assert kind is not None  # of each shell among the choices
     click.echo(kind(ctx.find_root().command, {}, "npgait", "_NPGAIT_COMPLETE").source())

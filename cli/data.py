@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -27,9 +28,16 @@ from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
 
 path_type = NamedPath()
-threads_option = click.option(
-    "--threads", default=0, type=click.IntRange(0, 1024), help="Threads that read  [default: one a core]"
-)
+
+
+def threads_option(default: str) -> Callable[..., Any]:
+    """Return the option --threads; `default` in words, for it stands in the help only."""
+    return click.option(
+        "--threads",
+        default=0,
+        type=click.IntRange(0, 1024),
+        help=f"Threads that read  [default: {default}]",
+    )
 
 
 @click.group(short_help="Make, check, show and time image stores.")
@@ -172,7 +180,7 @@ def _report(outcome: Outcome) -> None:
 
 @data.command("verify", short_help="Check every image of FILE against its checksum.")
 @click.argument("file", type=path_type)
-@threads_option
+@threads_option("one a core")
 @click.option("--quiet", "-q", is_flag=True, help="Show the result only.")
 def verify_command(file: Path, threads: int, quiet: bool) -> None:
     """Check every image of FILE against its checksum; the status is 1 if one is damaged."""
@@ -242,7 +250,7 @@ def _shortened(names: list[str], most: int = 20) -> str:
     type=click.IntRange(1, 65536),
     help="Images of a batch.",
 )
-@threads_option
+@threads_option("one a core, up to 8")
 @click.option(
     "--block",
     default=32,
@@ -254,7 +262,7 @@ def _shortened(names: list[str], most: int = 20) -> str:
     "--seconds",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0.01),
+    type=click.FloatRange(0.01, 60.0),
     help="Seconds of each measurement.",
 )
 def bench_command(file: Path, batch_size: int, threads: int, block: int, seconds: float) -> None:

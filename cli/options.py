@@ -54,8 +54,8 @@ plots_option = click.option(
 )
 
 
-def choose_device(spec: str, precision: str | None) -> Device:
-    """Return the device that --device names, set to --precision.
+def choose_device(spec: str, precision: str | None, otherwise: str | None = None) -> Device:
+    """Return the device that --device names, set to --precision, or a GPU to what holds `otherwise`.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def choose_device(spec: str, precision: str | None) -> Device:
     """
     device = select_device(spec)
     if device.is_gpu:
-        set_precision(precision or "float32")
+        set_precision(precision or otherwise or "float32")
     elif precision == "tf32":
         raise DeviceError("--precision tf32 needs a GPU; the CPU computes in float32 or float64")
     return device

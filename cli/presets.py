@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from npgait.cli.completion import complete_presets
 from npgait.cli.table import format_table
-from npgait.experiments import find_experiments, preset_files, read_experiments, to_toml
+from npgait.experiments import find_experiments, preset_experiments, preset_files, to_toml
 
 
 @click.group(invoke_without_command=True, short_help="List the experiments that can be run by name.")
@@ -23,8 +21,7 @@ def presets(ctx: click.Context) -> None:
 def list_presets() -> None:
     """List every preset and its experiments."""
     rows = []
-    for name, text in preset_files().items():
-        experiments = read_experiments(Path(f"{name}.toml"), text)
+    for name, experiments in preset_experiments().items():
         rows.append([name, f"all {len(experiments)} below", experiments[0].data])
         rows += [[f"  {e.name}", e.description, e.data] for e in experiments]
     click.echo(format_table(["preset", "what", "data"], rows, left=3))

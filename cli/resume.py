@@ -55,7 +55,7 @@ def resume(
     check_run(folder)
     experiments = read_experiments(folder / CONFIG)
     info = read_info(folder)
-    chosen = choose_device(device or info["device"] or "auto", precision or info.get("precision"))
+    chosen = choose_device(device or info["device"] or "auto", precision, info["precision"])
     load = loader(data_of_run(info["data"], data_dir))
     execute(
         folder,

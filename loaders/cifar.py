@@ -50,7 +50,7 @@ PYTHON_10 = _Version(
     "cifar-10-python.tar.gz", "cifar-10-batches-py", TRAIN_10, "test_batch", "batches.meta"
 )
 BINARY_100 = _Version(
-    "cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin",), "test.bin", "{}_label_names.txt"
+    "cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt"
 )
 PYTHON_100 = _Version("cifar-100-python.tar.gz", "cifar-100-python", ("train",), "test", "meta")
 
@@ -64,17 +64,11 @@ def load_cifar10(data_dir: Path | None = None) -> Dataset:
         If it is not below `data_dir`, or damaged.
     """
     version, read = _find("cifar10", data_dir, (BINARY_10, PYTHON_10), ("cifar10", "cifar-10"))
-    return _load("cifar10", version, read, "labels", "label_names", label_bytes=1, label_at=0)
+    return _load("cifar10", version, read, "labels", "label_names", label_bytes=1)
 
 
-def load_cifar100(data_dir: Path | None = None, *, coarse: bool = False) -> Dataset:
+def load_cifar100(data_dir: Path | None = None) -> Dataset:
     """Return CIFAR-100: 50,000 + 10,000 colour images of 32x32 pixels, 100 classes.
-
-    Parameters
-    ----------
-    data_dir : Path, optional
-    coarse : bool
-        Whether the labels are the 20 superclasses.
 
     Raises
     ------
@@ -82,16 +76,7 @@ def load_cifar100(data_dir: Path | None = None, *, coarse: bool = False) -> Data
         If it is not below `data_dir`, or damaged.
     """
     version, read = _find("cifar100", data_dir, (BINARY_100, PYTHON_100), ("cifar100", "cifar-100"))
-    kind = "coarse" if coarse else "fine"
-    return _load(
-        "cifar100",
-        version,
-        read,
-        f"{kind}_labels",
-        f"{kind}_label_names",
-        label_bytes=2,
-        label_at=0 if coarse else 1,
-    )
+    return _load("cifar100", version, read, "fine_labels", "fine_label_names", label_bytes=2)
 
 
 def _find(
@@ -137,8 +122,7 @@ class _Bounded:
 
 def _read_archive(path: Path, version: _Version) -> Read:
     """Read the files of a tar.gz in one pass, not to disk; return a function that gives one by name."""
-    names = {"fine_label_names.txt", "coarse_label_names.txt", version.names}
-    wanted = {*version.train, version.test, *names}
+    wanted = {*version.train, version.test, version.names}
     found: dict[str, bytes] = {}
     try:
         with gzip.open(path) as zipped:
@@ -166,29 +150,21 @@ def _read_archive(path: Path, version: _Version) -> Read:
 
 
 def _load(
-    name: str,
-    version: _Version,
-    read: Read,
-    label_key: str,
-    names_key: str,
-    *,
-    label_bytes: int,
-    label_at: int,
+    name: str, version: _Version, read: Read, label_key: str, names_key: str, *, label_bytes: int
 ) -> Dataset:
-    """Return the data set: `label_at` is which label byte of a binary record counts."""
+    """Return the data set: the last of the `label_bytes` of a binary record counts."""
     is_binary = version.test.endswith(".bin")
 
     def part(file: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         raw = read(file)
         if is_binary:
-            return _binary_records(raw, file, label_bytes, label_at)
+            return _binary_records(raw, file, label_bytes)
         return _pickled_records(raw, file, label_key)
 
+    file = version.names
     if is_binary:
-        file = version.names.format(label_key.partition("_")[0])
         classes = tuple(read(file).decode("ascii", errors="replace").split())
     else:
-        file = version.names
         classes = _pickled_names(read(file), file, names_key)
     if not classes:
         raise DataError(f"{file}: no names of classes; fetch it again from {SOURCE}")
@@ -205,13 +181,13 @@ def _to_nhwc(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _binary_records(
-    raw: bytes, file: str, label_bytes: int, label_at: int
+    raw: bytes, file: str, label_bytes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     size = label_bytes + PIXELS
     if not raw or len(raw) % size:
         raise DataError(f"{file}: {len(raw)} bytes; expected a multiple of {size}; fetch it again")
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, size)
-    return _to_nhwc(records[:, label_bytes:]), records[:, label_at].astype(np.int64)
+    return _to_nhwc(records[:, label_bytes:]), records[:, label_bytes - 1].astype(np.int64)
 
 
 def _pickled_records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Dataset:
 
     def digest(self) -> str:
         """Return the SHA-256 of all images and labels: a run resumes on the data it began with."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:  # asked for by every experiment of a run
         sha = hashlib.sha256()
         for _, x, labels in self._parts():
             for array in (x, labels):

@@ -28,7 +28,7 @@ def load_digits(data_dir: Path | None = None) -> Dataset:
     import h5py
 
     file = resources.files("npgait.loaders.data").joinpath("digits.h5")
-    with resources.as_file(file) as path, h5py.File(path, "r") as h5:
+    with resources.as_file(file) as path, h5py.File(path, "r", locking=False) as h5:
         images = h5["images"][:]
         labels = h5["labels"][:].astype(np.int64)
         max_value = int(h5.attrs["max_value"])

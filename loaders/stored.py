@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from npgait.backend import Array, as_array
 from npgait.data import Preparation
 from npgait.loaders.dataset import DataError
-from npgait.loaders.store.layout import GOOD, Store, open_store
+from npgait.loaders.store.layout import GOOD, JOURNAL, Store, open_store
 from npgait.loaders.store.reader import Buffer, block_shuffle, read_images
 from npgait.streams import Streams
 
@@ -75,7 +75,8 @@ def find_store(name: str, data_dir: Path | None) -> StoredDataset | None:
     Raises
     ------
     DataError
-        If `data_dir` is a file and not the store of that data set, or the store is damaged.
+        If `data_dir` is a file and not the store of that data set, or the store is damaged; or if the
+        same is true of the validation store beside it, or that one is unfinished.
     """
     if data_dir is None:
         return None
@@ -88,7 +89,14 @@ def find_store(name: str, data_dir: Path | None) -> StoredDataset | None:
     if store.head.name != name:
         raise DataError(f"{path}: holds {store.head.name!r}; the experiment asks for {name!r}")
     beside = path.with_name(path.name.removesuffix(ENDING) + VALIDATION)
-    return StoredDataset(name, store, open_store(beside) if beside.is_file() else None)
+    if os.path.lexists(beside):  # a link to nothing is an error, not a test set less
+        return StoredDataset(name, store, open_store(beside))
+    if os.path.lexists(journal := f"{beside}{JOURNAL}"):
+        raise DataError(
+            f"{beside}: its conversion is unfinished; run `npgait data prepare` again as before, or "
+            f"remove {journal} to go on without a test set"
+        )
+    return StoredDataset(name, store, None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class StoredData:
     block : int
         Images read in a run when shuffled; 1 for a full shuffle.
     threads : int
-        That read; 0 for one a core.
+        That read; 0 for one a core, up to 8.
     """
 
     store: Store

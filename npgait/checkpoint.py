@@ -88,7 +88,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         _check_seal(path)
-        with h5py.File(path, "r") as file:
+        # Who writes puts a whole file in its place; a lock of HDF5's would only fail, or not be there.
+        with h5py.File(path, "r", locking=False) as file:
             text = _read(file["meta"], path.stat().st_size).tobytes().decode()
             arrays = {
                 group: _read_group(file[group], path.stat().st_size)
@@ -98,7 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(meta, dict):
             raise CheckpointError(f"{path}: its meta data are no table")
         return Checkpoint(meta, arrays)
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]

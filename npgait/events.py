@@ -98,10 +98,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Evaluating:
+    """All steps of an epoch are done, and a batch is evaluated next."""
+
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """An epoch is complete; `row` holds its metrics."""
 
     row: dict[str, Any]
 
 
-Event = StepDone | Measured | EpochDone
+Event = StepDone | Measured | Evaluating | EpochDone

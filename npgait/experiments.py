@@ -187,6 +187,11 @@ def preset_files() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
+def preset_experiments() -> dict[str, list[Experiment]]:
+    """Return the experiments of every preset file by its name without .toml."""
+    return {name: read_experiments(Path(f"{name}.toml"), text) for name, text in preset_files().items()}
+
+
 def find_experiments(
     spec: str, overrides: Mapping[str, Any] | None = None, only: Sequence[str] = ()
 ) -> list[Experiment]:
@@ -209,12 +214,11 @@ def find_experiments(
     if spec in files:
         return read_experiments(Path(f"{spec}.toml"), files[spec], overrides, only)
     names = list(files)
-    for file, text in files.items():
-        path = Path(f"{file}.toml")
-        plain = [e.name for e in read_experiments(path, text)]
+    for file, experiments in preset_experiments().items():
+        plain = [e.name for e in experiments]
         if spec in plain:
             _check_among([spec], only)
-            return read_experiments(path, text, overrides, [spec])
+            return read_experiments(Path(f"{file}.toml"), files[file], overrides, [spec])
         names += plain
     raise ConfigError(
         f"preset {spec!r} is unknown{nearest(spec, names, '; nearest: {}')} "

@@ -15,6 +15,7 @@ from npgait.network import Layer, Network
 from npgait.saving import describe, slope_of
 
 OPSET, IR_VERSION = 13, 8  # old enough for every runtime of recent years
+MAX_BYTES = (1 << 31) - (1 << 20)  # what protobuf holds in one file, less room for all but weights
 
 
 class ExportError(RuntimeError):
@@ -36,7 +37,7 @@ def export_onnx(network: Network, path: str | Path) -> None:
     Raises
     ------
     ExportError
-        If the package onnx is not installed.
+        If the package onnx is not installed, or the weights take more than an ONNX file can hold.
     TypeError
         If a layer is neither dense nor a convolution, or an activation neither leaky ReLU nor linear.
     """
@@ -46,6 +47,12 @@ def export_onnx(network: Network, path: str | Path) -> None:
     except ImportError as error:
         raise ExportError("the package onnx is missing; pip install 'npgait[onnx]'") from error
     describe(network)  # a layer of another kind would be written as what it derives from
+    size = sum(4 * (len(layer.W) + 1) * layer.used for layer in network.layers)
+    if size > MAX_BYTES:
+        raise ExportError(
+            f"{path}: the weights take {size:,} bytes, and an ONNX file holds {MAX_BYTES:,}; export a "
+            "smaller network"
+        )
     nodes: list[Any] = []
     weights: list[Any] = []
     value = "x"

@@ -253,8 +253,9 @@ def run_session(
     """Train to the end, keeping `folder` complete: a checkpoint and metrics after every epoch.
 
     Within an epoch a checkpoint is written every `checkpoint_minutes` of the experiment. When `stop()`
-    becomes true the batch under way is finished, a checkpoint written, and the generator ends. Without
-    `graphs` a GPU makes every step kernel by kernel. Yields every event of `training.train`.
+    becomes true the batch under way is finished, learned from or evaluated, a checkpoint written, and
+    the generator ends. Without `graphs` a GPU makes every step kernel by kernel. Yields every event of
+    `training.train`.
 
     Raises
     ------
@@ -287,7 +288,7 @@ def run_session(
         batch_done = isinstance(event, StepDone)
         stopping = not isinstance(event, Measured) and stop()
         overdue = time.monotonic() - saved > 60 * e.checkpoint_minutes
-        if isinstance(event, EpochDone) or (batch_done and (stopping or overdue)):
+        if isinstance(event, EpochDone) or stopping or (batch_done and overdue):
             save_session(folder / CHECKPOINT, session, data_digest)
             write_metrics(folder, session.rows)
             saved = time.monotonic()

@@ -13,7 +13,7 @@ import numpy as np
 
 from npgait.backend import Array, array_module
 from npgait.data import Source
-from npgait.events import EpochDone, Event, Measured, Progress, StepDone, Tally
+from npgait.events import EpochDone, Evaluating, Event, Measured, Progress, StepDone, Tally
 from npgait.metrics import LayerMeasures
 from npgait.network import Network, first_nonfinite
 from npgait.replay import Stepper
@@ -22,6 +22,7 @@ from npgait.streams import Streams
 
 __all__ = [
     "EpochDone",
+    "Evaluating",
     "Event",
     "Measured",
     "Progress",
@@ -40,13 +41,14 @@ __all__ = [
 LOOK_EVERY = 50  # steps from one look at the losses of a GPU to the next
 
 
-def evaluate(network: Network, data: Source, loss: Loss, *, batch_size: int = 1024) -> Tally:
-    """Return the tally of loss, top-1 and top-5 over a data set."""
-    tally = Tally()
+def evaluate(
+    network: Network, data: Source, loss: Loss, tally: Tally, *, batch_size: int = 1024
+) -> Iterator[None]:
+    """Count loss, top-1 and top-5 over a data set into `tally`, yielding before each batch."""
     for x, labels in data.batches(batch_size):
+        yield
         y = network.output(x)
         tally.add(loss(y, labels)[0], y, labels)
-    return tally
 
 
 def train(
@@ -64,6 +66,8 @@ def train(
     graphs: bool = True,
 ) -> Iterator[Event]:
     """Train in place, yielding an event after each batch, measurement and epoch.
+
+    Of the evaluations at the end of an epoch there is an event before each batch.
 
     Parameters
     ----------
@@ -123,7 +127,7 @@ def train(
             if measured:
                 yield Measured(progress.step, epoch, measured)
             yield StepDone(progress.step, epoch, progress.batch, batches, _late_mean(loss))
-        yield _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
+        yield from _finish_epoch(network, recipe, train_data, test_data, progress, evaluate_train)
 
 
 def _late_mean(loss: Array) -> float | Array:
@@ -158,15 +162,21 @@ def _finish_epoch(
     test_data: Source | None,
     progress: Progress,
     evaluate_train: bool,
-) -> EpochDone:
-    """Check the weights, evaluate, and move `progress` to the next epoch."""
+) -> Iterator[Event]:
+    """Check the weights, evaluate, and move `progress` to the next epoch.
+
+    Until it moves, who stops and goes on comes here again: no batch is left to learn from.
+    """
     check_finite(progress)
     check_weights(network, progress)
     parts = {"train": train_data} if test_data is None else {"train": train_data, "test": test_data}
     row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.step}
     for name, data in parts.items():
-        is_running = name == "train" and not evaluate_train
-        tally = progress.tally if is_running else evaluate(network, data, recipe.loss)
+        tally = progress.tally
+        if name != "train" or evaluate_train:
+            tally = Tally()
+            for _ in evaluate(network, data, recipe.loss, tally):
+                yield Evaluating(progress.step, progress.epoch + 1)
         row |= tally.means(name)
         if not np.isfinite(row[f"{name}_loss"]):  # of weights that are finite, and too large
             raise TrainingDivergedError(
@@ -177,7 +187,7 @@ def _finish_epoch(
     row["seconds"] = round(progress.seconds, 3)
     progress.epoch += 1
     progress.batch, progress.seconds, progress.tally = 0, 0.0, Tally()
-    return EpochDone(row)
+    yield EpochDone(row)
 
 
 def _first_nonfinite(network: Network, data: Source) -> str:

@@ -27,6 +27,16 @@ def test_a_rule_that_the_preset_lacks_and_inverts_is_timed_as_the_one_that_does(
     assert gait.ortho_strength > 0
 
 
+def test_rules_that_invert_are_timed_with_the_regulariser_beside_experiments_that_have_none():
+    for arguments in (("cifar10-bp", ["gait", "dfa"], []), ("digits", ["gait", "dfa"], ["bp"])):
+        bp, *made = choose(*arguments, {})
+        assert {e.rule: e.ortho_strength for e in (bp, *made)} == {"bp": 0, "gait": 1, "dfa": 0}
+    (*_, asked) = choose("cifar10-bp", ["gait"], [], {"ortho_strength": 0.0})
+    assert asked.ortho_strength == 0
+    (*_, own) = choose("mnist-bp-2l", ["gait"], [], {})
+    assert own.ortho_strength == 0.1
+
+
 def test_the_weights_that_each_round_begins_with_are_out_of_the_reach_of_steps():
     (experiment,) = choose("digits", ["bp"], [], {"width": 8, "depth": 1, "batch_size": 10})
     t = bench_timing._set_up(experiment, CPU, load("digits"), graphs=False)

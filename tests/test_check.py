@@ -8,9 +8,11 @@ from click.testing import CliRunner
 
 from npgait import checking
 from npgait.checking import check_session
+from npgait.cli import options
 from npgait.cli.main import cli
 from npgait.experiments import find_experiments
 from npgait.layers import Dense
+from npgait.loaders import load
 from npgait.session import build_session
 
 
@@ -143,6 +145,25 @@ def test_check_of_a_run_takes_its_trained_weights(tmp_path):
     run = invoke("check", tmp_path / "run", "--device", "cpu")
     assert run.exit_code == 0, run.output
     assert "from orthogonal" in run.output or "near orthogonality" in run.output
+
+
+def test_a_preset_is_checked_where_a_folder_has_its_name_and_the_folder_as_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    run = invoke("check", "mnist", "-e", "mnist-bp-1l", "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    for name in ("./mnist", "."):
+        run = invoke("check", name, "--device", "cpu")
+        assert run.exit_code == 2
+        assert "is not the folder of a run" in run.output
+
+
+def test_data_are_read_once_for_all_experiments(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(options, "load", lambda *a, **o: read.append(a) or load(*a, **o))
+    run = invoke("check", "digits", "-e", "bp", "-e", "gait", "--data", tmp_path, "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    assert len(read) == 1
 
 
 def test_an_equation_that_does_not_hold_ends_with_status_1(monkeypatch):

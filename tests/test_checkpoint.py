@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npgait import checkpoint
 from npgait.checkpoint import (
     SEAL_BYTES,
     Checkpoint,
@@ -21,7 +22,7 @@ from npgait.checkpoint import (
     save_checkpoint,
 )
 from npgait.config import make_experiment
-from npgait.files import replacing, write_text
+from npgait.files import lock, replacing, write_text
 from npgait.run_folder import RunFolderError, hidden_angle, read_metrics, write_metrics
 from npgait.session import build_session, restore_session, save_session
 
@@ -63,6 +64,24 @@ def test_plain_h5py_reads_the_weights(tmp_path):
     with h5py.File(tmp_path / "c.h5") as file:
         assert file["parameters/hidden1/W"].shape == (3, 4)
         assert json.loads(file["meta"][:].tobytes())["experiment"]["name"] == "x"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+def test_a_file_that_another_program_has_locked_is_read(tmp_path):
+    save_checkpoint(tmp_path / "c.h5", sample())
+    with (tmp_path / "c.h5").open("rb") as file:
+        lock(file.fileno())
+        assert load_checkpoint(tmp_path / "c.h5").meta == sample().meta
+
+
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def no_memory(*_):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    save_checkpoint(tmp_path / "c.h5", sample())
+    monkeypatch.setattr(checkpoint, "_read", no_memory)
+    with pytest.raises(MemoryError, match="9 GiB"):
+        load_checkpoint(tmp_path / "c.h5")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -97,6 +97,18 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert set(folder.rglob("*")) == set(before)
 
 
+def test_a_run_begun_with_tf32_goes_on_on_the_cpu_unless_tf32_is_asked_for(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "precision": "tf32"}))
+    arguments = ["resume", tmp_path / "run", "--no-plots", "--device", "cpu"]
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    result = call(*arguments, "--precision", "tf32")
+    assert result.exit_code == 2
+    assert "needs a GPU" in result.output
+
+
 def test_plots_that_a_killed_process_did_not_draw_are_drawn(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)

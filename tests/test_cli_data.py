@@ -109,6 +109,15 @@ def test_bench_shows_every_stage(source, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("command", "default"), [("bench", "one a core, up to 8"), ("verify", "one a core")]
+)
+def test_the_help_says_how_many_threads_read(command, default):
+    assert f"Threads that read [default: {default}]" in " ".join(
+        npgait("data", command, "--help").split()
+    )
+
+
+@pytest.mark.parametrize(
     ("args", "says"),
     [
         (["prepare", "imagenet", "absent", "x.h5"], "there is no such folder"),
@@ -119,6 +128,8 @@ def test_bench_shows_every_stage(source, tmp_path):
         (["prepare", "imagenet", "src", "x.h5", "--size", "0"], "0 is not in the range"),
         (["verify", "absent.h5"], "no such file"),
         (["info", "src/train/n00000000/n00000000_0.JPEG"], "no HDF5 file"),
+        (["bench", "absent.h5", "--seconds", "1e9"], "not in the range 0.01<=x<=60"),
+        (["bench", "absent.h5", "--seconds", "nan"], "not a finite number"),
         (["info", "src"], "src: is a folder; expected an image store"),
         (["info", "absent.h5", "--png", "src"], "src is a folder; expected the name of a file"),
     ],

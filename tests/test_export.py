@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npgait import load_network, models
+from npgait import export, load_network, models
 from npgait.activations import LeakyReLU, Linear
 from npgait.cli.main import cli
-from npgait.export import export_onnx
+from npgait.export import ExportError, export_onnx
 from npgait.layers import Conv2D, Dense, Window
 from npgait.network import Network
 from tests.support import relative
@@ -106,6 +106,20 @@ def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
     run = npgait("export", tmp_path / "run", tmp_path / "m.onnx")
     assert run.exit_code == 2
     assert "pip install 'npgait[onnx]'" in run.output
+
+
+def test_weights_that_an_onnx_file_cannot_hold_are_refused_before_it_is_made(tmp_path, monkeypatch):
+    weights = np.broadcast_to(np.float32(0), (1 << 15, 1 << 14))  # 2 GiB, of which 4 bytes are there
+    large = Network([Dense(weights, np.zeros(1 << 14, "f4"))])
+    with pytest.raises(ExportError, match=r"the weights take 2,147,549,184 bytes, and an ONNX file"):
+        export_onnx(large, tmp_path / "large.onnx")
+    network = models.square(n_in=6, n_classes=3, width=5, depth=1)  # of 5 outputs 2 are left out
+    monkeypatch.setattr(export, "MAX_BYTES", 4 * (7 * 5 + 6 * 3) - 1)
+    with pytest.raises(ExportError):
+        export_onnx(network, tmp_path / "small.onnx")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(export, "MAX_BYTES", 4 * (7 * 5 + 6 * 3))
+    export_onnx(network, tmp_path / "small.onnx")
 
 
 def test_a_layer_of_ones_own_is_refused_not_exported_as_what_it_derives_from(tmp_path):

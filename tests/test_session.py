@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import npgait.session as module
 from npgait.activations import LeakyReLU, Linear
 from npgait.checkpoint import CheckpointError
 from npgait.config import make_experiment
 from npgait.data import array_data
-from npgait.events import EpochDone, Measured, StepDone
+from npgait.events import EpochDone, Evaluating, Measured, StepDone
 from npgait.layers import Conv2D
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.optimizers import SGD, Adam, Momentum
@@ -111,6 +112,33 @@ def test_a_session_that_is_taken_up_again_learns_on_as_if_never_stopped(values, 
     for one, other in zip(straight.network.parameters(), again.network.parameters(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [row["epoch"] for row in read_metrics(tmp_path / "two") if row["kind"] == "epoch"] == [1, 2]
+
+
+@pytest.mark.parametrize("evaluate_train", [True, False])
+def test_an_evaluation_that_is_stopped_is_saved_before_and_the_run_ends_as_if_never_stopped(
+    evaluate_train, data, tmp_path, monkeypatch
+):
+    values = {"epochs": 2, "evaluate_train": evaluate_train, "checkpoint_minutes": 0, "measure_every": 0}
+    straight, stopped, again = (session(**values) for _ in range(3))
+    list(run_session(straight, data, data, tmp_path / "one", "digest"))
+    seen, saved = [], []
+    monkeypatch.setattr(module, "save_session", lambda *a: saved.append(len(seen)) or save_session(*a))
+    events = run_session(
+        stopped, data, data, tmp_path / "two", "digest", stop=lambda: seen.count(Evaluating) == 1
+    )
+    for event in events:
+        seen.append(type(event))
+    # Two data sets of a batch each, or one.
+    assert seen == [StepDone] * 4 + [Evaluating, Evaluating if evaluate_train else EpochDone]
+    assert saved == [0, 1, 2, 3, 5]  # always overdue, and yet none but the last for an evaluation
+    epochs, _ = read_progress(tmp_path / "two" / CHECKPOINT, stopped.experiment, "digest")
+    assert epochs == (not evaluate_train)
+    restore_session(tmp_path / "two" / CHECKPOINT, again, "digest")
+    list(run_session(again, data, data, tmp_path / "two", "digest"))
+    for one, other in zip(straight.network.parameters(), again.network.parameters(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    ends = [[{**row, "seconds": 0} for row in s.rows] for s in (straight, again)]
+    assert ends[0] == ends[1]
 
 
 def test_a_run_goes_on_to_its_last_epoch_and_measures_on_the_way(data, tmp_path):

@@ -21,6 +21,7 @@ from npgait.training import (
     Progress,
     Recipe,
     StepDone,
+    Tally,
     TrainingDivergedError,
     evaluate,
     train,
@@ -243,7 +244,9 @@ def test_train_metrics_are_of_the_final_weights_or_running_means():
                 losses.append(event.loss)
             elif isinstance(event, EpochDone):
                 row = event.row
-        final = evaluate(network, data, recipe.loss).means("train")["train_loss"]
+        tally = Tally()
+        assert list(evaluate(network, data, recipe.loss, tally, batch_size=32)) == [None] * 3
+        final = tally.means("train")["train_loss"]
         running = (16 * sum(losses[:4]) + 6 * losses[4]) / 70
         assert row["train_loss"] == pytest.approx(final if evaluate_train else running, rel=1e-5)
         assert "test_loss" not in row

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STRETCH = 64  # images of one task
+SIDE = 96  # of an image on a contact sheet, in pixels
 
 
 @dataclass(frozen=True)
@@ -84,26 +85,16 @@ def source_name(store: Store, i: int) -> str:
     return bytes(store.head.sources[i]).decode("utf-8", "replace")
 
 
-def contact_sheet(store: Store, *, images: int = 100, side: int = 96, seed: int = 0) -> Image:
-    """Return a sheet of good images drawn at random, sorted by class, as one RGB image.
-
-    Parameters
-    ----------
-    store : Store
-    images : int
-        How many, if there are as many.
-    side : int
-        Of each on the sheet, in pixels.
-    seed : int
-    """
+def contact_sheet(store: Store) -> Image:
+    """Return a sheet of up to 100 good images drawn at random, sorted by class, as one RGB image."""
     from PIL import Image
 
     good = np.flatnonzero(store.head.state == GOOD)
-    chosen = np.random.default_rng(seed).permutation(good)[:images]
+    chosen = np.random.default_rng(0).permutation(good)[:100]
     chosen = chosen[np.argsort(store.head.labels[chosen], kind="stable")]
     columns = max(1, math.ceil(math.sqrt(len(chosen))))
     rows = max(1, -(-len(chosen) // columns))
-    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    sheet = Image.new("RGB", (columns * SIDE, rows * SIDE), "white")
     descriptor = open_images(store)
     try:
         for k, i in enumerate(chosen.tolist()):
@@ -112,9 +103,9 @@ def contact_sheet(store: Store, *, images: int = 100, side: int = 96, seed: int 
                 pixels = (pixels * (255 / store.head.max_value)).astype(np.uint8)
             image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
             # Small images are enlarged by whole pixels, to be seen as they are.
-            way = Image.Resampling.NEAREST if max(image.size) < side else Image.Resampling.LANCZOS
-            image = image.resize((side - 2, side - 2), way)
-            sheet.paste(image, (k % columns * side + 1, k // columns * side + 1))
+            way = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
+            image = image.resize((SIDE - 2, SIDE - 2), way)
+            sheet.paste(image, (k % columns * SIDE + 1, k // columns * SIDE + 1))
     finally:
         os.close(descriptor)
     return sheet

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from npgait.files import lock
+from npgait.loaders.store.layout import MAX_IMAGE_BYTES, SKIPPED
 
 MAX_LINE = 1 << 22
 
@@ -105,8 +106,8 @@ class Journal:
             self.ends = [(0, file.tell())]
             while (entry := _parse(file.readline(MAX_LINE))) is not None:
                 if "synced" in entry:
-                    self.synced = min(int(entry["synced"]), len(self))
-                elif entry.get("first") == len(self):
+                    self.synced = min(entry["synced"], len(self))
+                elif entry.get("first") == len(self) and "images" in entry:
                     self._count([Done(*row) for row in entry["images"]])
                 else:
                     break
@@ -173,12 +174,36 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return what a line says, or None if it is not whole."""
+    """Return what a line says, or None if it is not whole, or says what no conversion notes."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
-    entry = json.loads(text)
-    return entry if isinstance(entry, dict) else None
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict):
+        return None
+    synced, rows = entry.get("synced", 0), entry.get("images", [])
+    if type(synced) is not int or synced < 0 or not isinstance(rows, list):
+        return None
+    return entry if all(map(_is_row, rows)) else None
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether a row can be that of an image; a line changed by hand may have a fitting CRC."""
+    if not isinstance(row, list) or len(row) != 6:
+        return False
+    state, checksum, size, sums, squares, reason = row
+    if not isinstance(sums, list) or not isinstance(squares, list) or len(sums) != len(squares):
+        return False
+    numbers = [state, checksum, size, *sums, *squares]
+    return (
+        set(map(type, numbers)) == {int}
+        and min(numbers) >= 0
+        and (state <= SKIPPED and checksum < 1 << 32 and size <= MAX_IMAGE_BYTES and len(sums) <= 3)
+        and isinstance(reason, str)
+    )
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def open_store(path: Path) -> Store:
         with h5py.File(path, "r", locking=False) as file:
             try_heap(path, file, ("format", "version", "digest", *ATTRIBUTES))
             return _look_at(path, file, about)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]

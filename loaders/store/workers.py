@@ -12,7 +12,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from npgait.loaders.store.journal import Done
+from npgait.loaders.store.decode import BadImageError, read_source
+from npgait.loaders.store.journal import Done, naming
 from npgait.loaders.store.worker import skipped
 
 PROGRAM = "from npgait.loaders.store.worker import main; main()"
@@ -75,9 +76,17 @@ class Workers:
             except _WorkerLostError as error:
                 if len(where) == 1 and tries == 1:
                     return [skipped(str(error), self.settings)], b""
+                if len(where) == 1:
+                    self._await_source(where[0])
         # One of them takes the process down: each alone tells which.
         parts = [self._convert([one], [offset]) for one, offset in zip(where, offsets, strict=True)]
         return [one for done, _ in parts for one in done], b"".join(data for _, data in parts)
+
+    def _await_source(self, where: Where) -> None:
+        """Read a source here, without a limit: a mount that hangs is no fault of the image."""
+        left_to_worker = (BadImageError, OSError) if self.settings["skip_unreadable"] else BadImageError
+        with contextlib.suppress(left_to_worker), naming(where[0]):
+            read_source(*where)
 
     def _ask(self, where: list[Where], offsets: list[int]) -> tuple[list[Done], bytes]:
         process = self._process()
@@ -86,7 +95,11 @@ class Workers:
         try:
             process.stdin.write(json.dumps({"where": where, "offsets": offsets}).encode() + b"\n")
             process.stdin.flush()
-            answer = json.loads(_line(process, SECONDS * len(where)))
+            line = _line(process, SECONDS * len(where))
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                raise _strange(line) from None
             if "errno" in answer:
                 raise OSError(answer["errno"], answer["text"], answer["file"])
             done = [Done(*row) for row in answer["done"]]
@@ -98,7 +111,7 @@ class Workers:
         except BrokenPipeError as error:
             self._drop(process)
             raise _WorkerLostError(f"the decoder crashed ({_reason(process)})") from error
-        except _WorkerLostError:
+        except (_WorkerLostError, WorkerError):
             self._drop(process)
             raise
 
@@ -135,8 +148,10 @@ class Workers:
         )
         self._processes.add(process)
         try:
-            _line(process, START_SECONDS)  # that it is ready
-        except _WorkerLostError:
+            line = _line(process, START_SECONDS)
+            if line != b"ready\n":
+                raise _strange(line)
+        except (_WorkerLostError, WorkerError):
             self._drop(process)
             raise
         return process
@@ -158,6 +173,13 @@ def _line(process: subprocess.Popen, seconds: float) -> bytes:
     if not line.endswith(b"\n"):
         raise _WorkerLostError(f"the decoder crashed ({_reason(process)})")
     return line
+
+
+def _strange(line: bytes) -> WorkerError:
+    return WorkerError(
+        f"a process that decodes images printed {repr(line[:60])[1:]} in place of its answer; does "
+        "sitecustomize.py or a .pth file of this Python print? Have it print to stderr"
+    )
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from npgait.loaders.batches import crop_of, sources
 from npgait.loaders.dataset import Dataset
 from npgait.loaders.store import Settings, open_store, prepare
 from npgait.loaders.store.listing import ArrayListing
-from npgait.loaders.stored import StoredDataset
+from npgait.loaders.stored import StoredDataset, find_store
 from npgait.streams import random_streams
 
 SHAPE, CLASSES = (6, 5, 3), ("a", "b")
@@ -118,3 +120,20 @@ def test_stored_images_of_the_network_s_size_are_not_cropped(shape, stores):
 def test_a_network_that_stored_images_do_not_fit_is_told_the_size_that_would(shape, stores):
     with pytest.raises(DataError, match=r"images are 6 x 5 x 3, and the network takes .*image_size=6"):
         of(StoredDataset("mine", *stores), shape=shape)
+
+
+def test_a_validation_store_that_is_lost_or_unfinished_is_an_error_not_a_test_set_less(stores, tmp_path):
+    beside, journal = tmp_path / "mine.val.h5", tmp_path / "mine.val.h5.journal"
+    shutil.copy(stores[0].path, tmp_path / "mine.h5")
+    assert find_store("mine", tmp_path).test is None
+    journal.touch()
+    with pytest.raises(
+        DataError, match=r"mine.val.h5: its conversion is unfinished; .* or remove .*journal"
+    ):
+        find_store("mine", tmp_path)
+    beside.symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"mine.val.h5: there is no such file"):
+        find_store("mine", tmp_path)
+    beside.unlink()
+    shutil.copy(stores[1].path, beside)  # killed between the store's last name and the journal's end
+    assert len(find_store("mine", tmp_path).test) == 9

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgait.loaders import DataError, load
-from npgait.loaders.cifar import load_cifar100
 
 NAMES_10 = [f"class{i}" for i in range(10)]
 FINE, COARSE = [f"fine{i}" for i in range(100)], [f"coarse{i}" for i in range(20)]
@@ -109,14 +108,6 @@ def test_both_versions_hold_the_same(tmp_path):
     for number, ((_, inner, archive), make) in enumerate(list(VERSIONS.items())[:2]):
         put(tmp_path / str(number), inner, archive, make(), packed=False)
     assert load("cifar10", tmp_path / "0").digest() == load("cifar10", tmp_path / "1").digest()
-
-
-@pytest.mark.parametrize(("name", "inner", "archive"), list(VERSIONS)[2:])
-def test_coarse_labels_are_an_option(name, inner, archive, tmp_path):
-    put(tmp_path, inner, archive, VERSIONS[name, inner, archive](), packed=False)
-    data = load_cifar100(tmp_path, coarse=True)
-    assert data.classes == tuple(COARSE)
-    assert data.train_labels.tolist() == [i % 10 // 5 for i in range(20)]
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from importlib import resources
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from npgait.files import lock
 from npgait.loaders import DATASETS, DataError, load
 from npgait.loaders.dataset import Dataset
 
@@ -28,6 +30,14 @@ def test_a_fifth_of_every_class_is_for_testing_and_none_of_it_for_training():
     train, test = np.bincount(data.train_labels), np.bincount(data.test_labels)
     assert len(train) == len(test) == len(data.classes) == 10
     np.testing.assert_array_equal(test, (train + test) // 5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+def test_the_digits_are_read_while_another_program_has_them_locked():
+    folder = resources.files("npgait.loaders.data")
+    with resources.as_file(folder / "digits.h5") as path, path.open("rb") as file:
+        lock(file.fileno())
+        assert load("digits").max_value == 16
 
 
 def test_the_file_says_whose_the_digits_are_and_under_which_licence():
@@ -48,6 +58,13 @@ def test_the_digest_changes_with_any_pixel_or_label():
         changed = getattr(data, part).copy()
         changed.flat[-1] ^= 1
         assert dataclasses.replace(data, **{part: changed}).digest() != data.digest()
+
+
+def test_pixels_are_digested_once(monkeypatch):
+    data = load("digits")
+    digest = data.digest()
+    monkeypatch.delattr("npgait.loaders.dataset.hashlib.sha256")
+    assert data.digest() == digest
 
 
 def test_an_unknown_name_gives_the_nearest_and_all():

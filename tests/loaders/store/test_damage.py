@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, find_listings, heap, open_store, prepare
+from npgait.loaders.store import Settings, find_listings, heap, layout, open_store, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.layout import preadv_whole
 from npgait.loaders.store.reader import read_images
@@ -48,6 +48,15 @@ def test_every_damaged_image_is_found_and_named(made):
     found = [damage for _, some in verify(open_store(made)) for damage in some]
     assert [damage.number for damage in found] == [3, 20]
     assert found[0].source == store.head.sources[3].decode()
+
+
+def test_too_little_memory_is_not_taken_for_damage(made, monkeypatch):
+    def no_memory(*_):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(layout, "_read_head", no_memory)
+    with pytest.raises(MemoryError, match="9 GiB"):
+        open_store(made)
 
 
 OPEN_ALL = """

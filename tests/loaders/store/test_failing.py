@@ -180,6 +180,38 @@ def test_an_image_that_takes_too_long_is_skipped_alone(tree, tmp_path, monkeypat
     assert "took more than" in outcome.report.read_text()
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_source_that_hangs_is_waited_for_and_no_image_is_skipped_for_it(
+    comes_back, tree, tmp_path, monkeypatch
+):
+    from npgait.loaders.store import workers
+
+    back = tmp_path / "back"
+    trap = (
+        "import os, time, npgait.loaders.store.worker as w\n"
+        "read = w.read_source\n"
+        f"hangs = lambda p: p.endswith('1_4.JPEG') and not os.path.exists({str(back)!r})\n"
+        "w.read_source = lambda p, *a: time.sleep(99) if hangs(p) else read(p, *a)\n"
+        "w.main()"
+    )
+
+    def wait(path, *_):
+        if not comes_back:
+            raise OSError(errno.EIO, "Input/output error")
+        back.touch()
+
+    monkeypatch.setattr(workers, "PROGRAM", trap)
+    monkeypatch.setattr(workers, "SECONDS", 2.0)
+    monkeypatch.setattr(workers, "read_source", wait)
+    monkeypatch.setattr(convert, "TASK", 1)
+    if comes_back:
+        assert convert_tree(tree, tmp_path / "x.h5").skipped == 0
+    else:
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            convert_tree(tree, tmp_path / "x.h5")
+        assert caught.value.filename.endswith("1_4.JPEG")
+
+
 def test_a_process_that_starts_slowly_is_not_taken_for_an_image_that_takes_too_long(
     tree, tmp_path, monkeypatch
 ):
@@ -211,6 +243,20 @@ def test_workers_that_do_not_start_are_an_error_not_a_skip(tree, tmp_path, monke
     with pytest.raises(workers.WorkerError):
         pool.submit([("a", 0, None)], [0]).result()
     assert not pool._processes
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_else_a_process_prints_is_shown_and_no_image_is_skipped_for_it(
+    late, tree, tmp_path, monkeypatch
+):
+    from npgait.loaders.store import workers
+
+    printing = "print('Hello from sitecustomize', flush=True); "
+    if late:
+        printing = "from npgait.loaders.store import worker; worker._do = lambda *_: print('Hello'); "
+    monkeypatch.setattr(workers, "PROGRAM", printing + workers.PROGRAM)
+    with pytest.raises(workers.WorkerError, match=r"printed 'Hello.*\.pth file of this Python print\?"):
+        convert_tree(tree, tmp_path / "x.h5")
 
 
 def test_workers_that_are_killed_while_they_start_are_started_again(tree, tmp_path, monkeypatch):

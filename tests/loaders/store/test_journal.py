@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 
 import pytest
 
@@ -12,7 +14,7 @@ from npgait.loaders.store.journal import BusyError, Done, OtherPlanError, open_j
 HEADER = {"plan": "p"}
 STRETCHES = [
     [Done(0, 11, 5, [1, 2, 3], [4, 5, 6]), Done(1, 0, 7, [0, 0, 0], [0, 0, 0], "torn")],
-    [Done(0, (1 << 32) - 1, 1 << 40, [10, 20, 30], [40, 50, 1 << 70])],
+    [Done(0, (1 << 32) - 1, 1 << 30, [10, 20, 30], [40, 50, 1 << 70])],
     [Done(1, 1, 0, [0, 0, 0], [0, 0, 0], "empty")],
 ]
 
@@ -27,7 +29,7 @@ WHOLE = (
     4,
     [0, 1, 0, 1],
     [11, 0, (1 << 32) - 1, 1],
-    [5, 7, 1 << 40, 0],
+    [5, 7, 1 << 30, 0],
     [11, 22, 33],
     [44, 55, 6 + (1 << 70)],
     {1: "torn", 3: "empty"},
@@ -91,6 +93,47 @@ def test_nothing_is_believed_from_the_first_line_that_is_damaged(line, path, aft
         size, expected = after[max(line - 1, 0)]
         assert opened(path) == expected
         assert path.stat().st_size == size
+
+
+GOOD = [0, 11, 5, [1, 2, 3], [4, 5, 6], ""]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[" * 100_000,
+        b'{"synced":null}',
+        b'{"synced":-1}',
+        b'{"first":3}',
+        b'{"first":3,"images":7}',
+        b'{"first":3,"images":[7]}',
+        b'{"first":3,"images":[[1]]}',
+        *(
+            json.dumps({"first": 3, "images": [GOOD, [*GOOD[:at], bad, *GOOD[at + 1 :]]]}).encode()
+            for at, bad in (
+                (0, 2),
+                (0, True),
+                (1, -1),
+                (1, 1 << 32),
+                (1, 0.5),
+                (2, 1 << 62),
+                (2, None),
+                (3, [1]),
+                (3, 7),
+                (4, [1, 2, "3"]),
+                (4, [1, 2, -3]),
+                (5, None),
+            )
+        ),
+    ],
+)
+def test_nothing_is_believed_from_the_first_line_that_no_conversion_writes(text, path, after):
+    lines = path.read_bytes().splitlines(keepends=True)
+    strange = b"%08x %s\n" % (zlib.crc32(text), text)
+    path.write_bytes(b"".join([*lines[:3], strange, *lines[3:]]))
+    assert opened(path) == after[2][1]
+    assert path.stat().st_size == after[2][0]
 
 
 def test_nothing_is_believed_from_the_first_line_that_is_out_of_order(path, after):
