@@ -52,7 +52,7 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     the error of its inverse, the angle of GAIT-prop's update to backpropagation's, the angle between
     absolute and difference targets at the network's own precision, and the distance from orthogonality.
     Below each table stands in words what is fine and what is not. Without --data, presets are checked on
-    noise, runs on their own data. A run folder that is called as a preset is given as ./NAME.
+    noise, runs on their own data.
 
     \b
     npgait check
@@ -89,9 +89,10 @@ def _run_folder(name: str) -> Path | None:
     folder = Path(name)
     if not folder.is_dir():
         return None
-    with suppress(ConfigError):
-        find_experiments(name)
-        return None  # a folder of data is often called as the presets for it
+    if not (folder / CONFIG).is_file():
+        with suppress(ConfigError):
+            find_experiments(name)
+            return None  # a folder of data is often called as the presets for it
     check_run(folder)
     return folder
 

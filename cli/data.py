@@ -183,7 +183,10 @@ def _report(outcome: Outcome) -> None:
 @threads_option("one a core")
 @click.option("--quiet", "-q", is_flag=True, help="Show the result only.")
 def verify_command(file: Path, threads: int, quiet: bool) -> None:
-    """Check every image of FILE against its checksum; the status is 1 if one is damaged."""
+    """Check every image of FILE against its checksum.
+
+    The status is 1 if an image is damaged, and 2 if FILE can be no store, for it was cut short, say.
+    """
     store = open_store(file)
     found = 0
     with Lines(file.name, "image", len(store), quiet=quiet) as lines:
