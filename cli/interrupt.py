@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-import click
-
 HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
+STDERR = 2
 
 
 class StopRequest:
@@ -31,8 +31,9 @@ class StopRequest:
         if self.signal is not None and number != HANGUP:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        words = f"\n{self.message} (once more to stop at once) ...\n"
         with suppress(OSError):
-            click.echo(f"\n{self.message} (once more to stop at once) ...", err=True)
+            os.write(STDERR, words.encode())  # sys.stderr may be in the midst of a write of its own
 
 
 @contextmanager

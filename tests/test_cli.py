@@ -323,6 +323,24 @@ def test_a_run_whose_terminal_goes_is_saved(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_signal_in_the_midst_of_a_line_for_stderr_is_no_error():
+    lines = (
+        "import os, signal, sys, threading, time\n"
+        "from npgait.cli.interrupt import stop_on_signals\n"
+        "read, write = os.pipe(); said = os.dup(2); os.dup2(write, 2)\n"
+        "def late(): time.sleep(0.5); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); drain()\n"
+        "def drain():\n"
+        "    while os.read(read, 1 << 16): pass\n"
+        "threading.Thread(target=late, daemon=True).start()\n"
+        "with stop_on_signals() as stop:\n"
+        "    sys.stderr.buffer.write(b'x' * (1 << 17))\n"
+        "    print(stop.signal)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, f"{int(signal.SIGTERM)}\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_a_run_under_nohup_goes_on(tmp_path):
     process = subprocess.Popen(
         ["nohup", *RUN, "run", "--out", tmp_path / "r", *LONG, "--set", "epochs=2"],
