@@ -40,10 +40,10 @@ class StopRequest:
 def stop_on_signals(message: str = "stopping after this batch") -> Iterator[StopRequest]:
     """Give a `StopRequest` that SIGINT, SIGTERM and SIGHUP make true while the block runs."""
     request = StopRequest(message)
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(HANGUP)
-    before = {number: signal.signal(number, request.handle) for number in numbers}
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):  # one that is ignored stays so: nohup, say
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, request.handle)
     try:
         yield request
     finally:

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from npgait import kernels, models
+from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.main import cli
 from npgait.layers import Dense
 
@@ -336,8 +337,21 @@ def test_a_signal_in_the_midst_of_a_line_for_stderr_is_no_error():
         "    sys.stderr.buffer.write(b'x' * (1 << 17))\n"
         "    print(stop.signal)\n"
     )
-    run = subprocess.run([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True, timeout=60)
+    command = [sys.executable, "-c", lines]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout) == (0, f"{int(signal.SIGTERM)}\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_caller_has_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop()
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
