@@ -176,6 +176,15 @@ def test_a_folder_that_holds_something_is_not_overwritten(finished, tmp_path):
     assert call("run", "--out", tmp_path / "file").exit_code == 2
 
 
+@pytest.mark.parametrize("out", [(), ("--out", "runs"), ("--out", "runs/r")], ids=" ".join)
+def test_a_link_to_nothing_where_a_folder_belongs_is_a_clear_message(out, tmp_path):
+    (tmp_path / "runs").symlink_to("nowhere")
+    command = [sys.executable, "-m", "npgait", "run", *out]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1), run.stderr
+    assert "runs is no folder" in run.stderr
+
+
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 def test_a_run_that_diverges_stops_with_status_1_and_keeps_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "r"
