@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -108,8 +109,15 @@ def read_text(path: Path, limit: int) -> str:
     return read_bytes(path, limit).decode("utf-8", errors="replace")
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int, *, pipes: bool = False) -> bytes:
     """Return the bytes of a file of up to `limit`, whatever its size is said to be.
+
+    Parameters
+    ----------
+    path : Path
+    limit : int
+    pipes : bool
+        Whether the file may be a pipe, whose end is waited for.
 
     Raises
     ------
@@ -118,11 +126,21 @@ def read_bytes(path: Path, limit: int) -> bytes:
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=None if pipes else _open_plain) as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise ValueError(f"{path} is over {limit} bytes; not a file of npgait's")
     return raw
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Open a file, but no pipe or device: to open or read one may wait for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` has words of its own for a folder
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is no plain file", str(path))
 
 
 def stamp(about: os.stat_result) -> tuple[int, int]:
@@ -159,7 +177,10 @@ def holds(path: Path, text: str) -> bool:
     """Return whether a file is there and holds `text` (UTF-8), no more and no less."""
     expected = text.encode()
     try:
-        return path.stat().st_size == len(expected) and path.read_bytes() == expected
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size != len(expected):
+            return False
+        return path.read_bytes() == expected
     except FileNotFoundError:
         return False
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from npgait.files import locked, replacing, write_text
+from npgait.experiments import find_experiments
+from npgait.files import holds, locked, read_bytes, replacing, write_text
+from npgait.run_folder import RunFolderError, read_json, read_metrics
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -72,3 +74,25 @@ def test_a_lock_is_held_by_one_and_let_go_of_at_the_end(tmp_path):
         assert (first, second) == (True, False)
     with locked(tmp_path / "a") as again:
         assert again
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    for name in ("run.json", "metrics.jsonl", "data_batch_1"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="is no plain file"):
+        read_bytes(tmp_path / "data_batch_1", 100)
+    for read in (read_json, read_metrics):
+        with pytest.raises(RunFolderError, match="is no plain file"):
+            read(tmp_path)
+    assert not holds(tmp_path / "metrics.jsonl", "")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system has no /dev/fd")
+def test_experiments_can_come_through_a_pipe():
+    read, write = os.pipe()
+    os.write(write, b'[[experiment]]\nname = "piped"\n')
+    os.close(write)
+    (experiment,) = find_experiments(f"/dev/fd/{read}")
+    os.close(read)
+    assert experiment.name == "piped"
