@@ -30,11 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
+            rename(temporary, path)
         except OSError as error:
             if error.filename in (None, str(temporary)):  # which nobody has asked for
                 error.filename = str(path)
             raise
-        rename(temporary, path)
     finally:
         with suppress(OSError):  # a read-only file system says so of a file that is not there, too
             temporary.unlink()
@@ -44,8 +44,18 @@ def rename(path: Path, to: Path) -> None:
     """Sync a file, then give it the name `to`, so that a crash leaves what was there or all of it."""
     sync(path)
     path.replace(to)
-    if os.name == "posix":  # a rename is only safe once its folder is on disk
-        sync(to.parent)
+    sync_folder(to.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, as far as its file system can tell."""
+    if os.name != "posix":
+        return
+    try:
+        sync(folder)  # a rename is only safe once its folder is on disk
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync none
+            raise
 
 
 def sync(path: Path) -> None:
@@ -53,6 +63,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # of a descriptor, it says none
+        raise
     finally:
         os.close(descriptor)
 

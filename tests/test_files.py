@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -96,3 +97,30 @@ def test_experiments_can_come_through_a_pipe():
     (experiment,) = find_experiments(f"/dev/fd/{read}")
     os.close(read)
     assert experiment.name == "piped"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX")
+@pytest.mark.parametrize(("number", "works"), [("EINVAL", True), ("ENOTSUP", True), ("EIO", False)])
+def test_a_folder_that_cannot_be_synced_is_no_failure_of_what_was_written(
+    number, works, tmp_path, monkeypatch
+):
+    def fsync(descriptor, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(getattr(errno, number), "no")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if works else pytest.raises(OSError, match=str(tmp_path)):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_file_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        write_text(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
