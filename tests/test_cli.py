@@ -243,6 +243,14 @@ def test_what_cannot_be_drawn_is_one_line_after_the_table(missing, words, tmp_pa
         assert result.exit_code == 1 and words in result.output.splitlines()[-1]
 
 
+def test_a_backend_that_matplotlib_does_not_know_is_one_line(finished, tmp_path):
+    command = [sys.executable, "-m", "npgait", "plot", finished[0], "--out", tmp_path]
+    environment = {**os.environ, "MPLBACKEND": "nosuch"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert "nosuch" in run.stderr and "MPLBACKEND" in run.stderr
+
+
 def every_command(command=cli, path=()):
     yield list(path)
     for name, below in getattr(command, "commands", {}).items():
