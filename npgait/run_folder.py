@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -30,6 +31,11 @@ from npgait.metrics import LayerMeasures
 
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
+FIGURES = [
+    f"{name}.{kind}"
+    for name in ("train-accuracy", "test-accuracy", "train-loss", "test-loss", "angle", "angle-by-layer")
+    for kind in ("png", "pdf", "svg")
+]
 MAX_METRICS_BYTES = 1 << 28
 REMEDY = 'restore it, or write {"data": "DIR"} there: the folder of the data, null for the digits'
 EPOCH_COLUMNS = [
@@ -51,6 +57,18 @@ def check_run(folder: Path) -> None:
         raise RunFolderError(
             f"{folder} is not the folder of a run: it has no {CONFIG}; give one that `npgait run` made"
         )
+
+
+def remove_stale(run: Path, experiments: Iterable[str]) -> None:
+    """Remove what a process that was killed had half written; call with the lock held."""
+    names: dict[Path, Sequence[str]] = {run: (CONFIG, INFO), run / PLOTS: FIGURES}
+    for experiment in experiments:
+        names[run / experiment] = (CHECKPOINT, METRICS, METRICS_CSV, LAYERS_CSV)
+    for folder in filter(Path.is_dir, names):
+        ours = re.compile(rf"\.({'|'.join(map(re.escape, names[folder]))})\.[0-9]+\.tmp")
+        for path in list(folder.iterdir()):
+            if ours.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def describe_environment(device: Device, command: Sequence[str]) -> dict[str, Any]:

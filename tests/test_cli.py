@@ -111,6 +111,20 @@ def test_plots_that_a_killed_process_did_not_draw_are_drawn(finished, tmp_path):
     assert all(a < path.stat().st_mtime_ns for a, path in zip(drawn, plots, strict=True))
 
 
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_of_others(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "notes").mkdir()
+    own = [run / ".config.toml.7.tmp", run / "plots" / ".angle.pdf.7.tmp"]
+    own += [run / "gait" / f".{path.name}.7.tmp" for path in (run / "gait").iterdir()]
+    own += [run / "plots" / f".{path.name}.7.tmp" for path in (run / "plots").iterdir()]
+    others = [run / "notes" / ".config.toml.7.tmp", run / ".mine.tmp", run / "gait" / ".mine.7.tmp"]
+    for path in own + others:
+        path.touch()
+    assert call("resume", run, "--no-plots").exit_code == 0
+    assert [path for path in own + others if path.exists()] == others
+
+
 @pytest.mark.parametrize("left", ["", '{"kind": "epoch"', None])
 def test_metrics_that_a_killed_process_did_not_write_come_from_the_checkpoint(left, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
