@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+# How a file system without locks says so; NFS has the last of a file that is only open to read.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
 
 @contextmanager
@@ -77,25 +81,48 @@ def locked(path: Path) -> Iterator[bool]:
     The system lets go of it with the process, however that ends. A file system without locks gives it
     to everybody.
     """
-    with path.open("rb") as file:
+    with _open_to_lock(path) as file:
         try:
             lock(file.fileno())
             free = True
         except BlockingIOError:
             free = False
-        except OSError as error:  # Windows says PermissionError where it is taken
-            free = not isinstance(error, PermissionError)
+        except OSError as error:
+            error.filename = str(path)
+            raise
         yield free
 
 
+def _open_to_lock(path: Path) -> BinaryIO:
+    """Open a file to write, though nothing is written: NFS locks no other; if need be, to read."""
+    try:
+        return path.open("r+b")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    return path.open("rb")
+
+
 def lock(descriptor: int) -> None:
-    """Lock an open file until it is closed.
+    """Lock an open file until it is closed. A file system without locks gives it to everybody.
 
     Raises
     ------
     BlockingIOError
-        If another process holds the lock (PermissionError on Windows).
+        If another process holds the lock.
     """
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        raise
+    except PermissionError as error:  # as Windows says that it is taken
+        raise BlockingIOError(*error.args) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 

@@ -124,3 +124,30 @@ def test_a_file_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
         write_text(tmp_path / "a", "new")
     assert caught.value.filename == str(tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+def test_a_lock_is_exclusive_where_it_takes_a_file_that_is_open_to_write(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(descriptor, how, real=fcntl.flock):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")  # as NFS has it
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "a").write_text("")
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_file_that_cannot_be_written_is_locked_all_the_same(tmp_path, monkeypatch):
+    def read_only(path, mode, *rest, real=Path.open):
+        if mode != "rb":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *rest)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    (tmp_path / "a").touch()
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
