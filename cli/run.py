@@ -108,9 +108,13 @@ def _make_folder(out: Path | None, preset: str) -> Path:
     if out is None:
         return _new_folder(Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if out.is_dir() and any(out.iterdir()):
-        raise RunFolderError(f"{out} is not empty; `npgait resume {out}` goes on with a run")
+        raise _not_empty(out)
     _make_folders(out)
     return out
+
+
+def _not_empty(folder: Path) -> RunFolderError:
+    return RunFolderError(f"{folder} is not empty; `npgait resume {folder}` goes on with a run")
 
 
 def _new_folder(base: Path) -> Path:
@@ -143,7 +147,10 @@ def _write_run(
     device: Device,
     precision: str | None,
 ) -> None:
-    write_text(folder / CONFIG, to_toml(experiments))
+    try:
+        write_text(folder / CONFIG, to_toml(experiments), new=True)
+    except FileExistsError as error:  # another `npgait run` has found the folder empty, too
+        raise _not_empty(folder) from error
     info: dict[str, Any] = describe_environment(device, sys.argv)
     info["precision"] = precision
     info["data"] = None if data_dir is None else str(data_dir.resolve())

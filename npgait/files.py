@@ -16,14 +16,22 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
 
     If the block fails, `path` is as it was and the temporary file is gone. Of a link, what it leads
     to is replaced.
 
+    Parameters
+    ----------
+    path : Path
+    new : bool
+        Whether a file that is there by then is kept, and is an error.
+
     Raises
     ------
+    FileExistsError
+        If `new`, and there is a file. Of several processes one makes it.
     OSError
         If `path` is a folder, a pipe or a device, which a file must not take the place of.
     """
@@ -34,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            rename(temporary, path)
+            (_link if new else rename)(temporary, path)
         except OSError as error:
             if error.filename in (None, str(temporary)):  # which nobody has asked for
                 error.filename = str(path)
@@ -48,6 +56,19 @@ def rename(path: Path, to: Path) -> None:
     """Sync a file, then give it the name `to`, so that a crash leaves what was there or all of it."""
     sync(path)
     path.replace(to)
+    sync_folder(to.parent)
+
+
+def _link(path: Path, to: Path) -> None:
+    """Sync a file, then give it the name `to` where that is free, and nowhere else."""
+    sync(path)
+    try:
+        os.link(path, to)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(to)) from error
+    except OSError:  # not every file system has links
+        to.open("xb").close()
+        path.replace(to)
     sync_folder(to.parent)
 
 
@@ -225,7 +246,7 @@ def holds(path: Path, text: str) -> bool:
         return False
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all; `new` as of `replacing`."""
+    with replacing(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8")

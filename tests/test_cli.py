@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from npgait import kernels, models
+from npgait.cli import run as run_command
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.main import cli
 from npgait.layers import Dense
@@ -188,6 +189,20 @@ def test_a_folder_that_holds_something_is_not_overwritten(finished, tmp_path):
     assert "npgait resume" in result.output
     (tmp_path / "file").touch()
     assert call("run", "--out", tmp_path / "file").exit_code == 2
+
+
+def test_of_two_runs_that_find_a_folder_empty_one_is_refused(tmp_path, monkeypatch):
+    def found_empty(out, preset, real=run_command._make_folder):
+        folder = real(out, preset)
+        (folder / "config.toml").write_text("of the other")
+        return folder
+
+    monkeypatch.setattr(run_command, "_make_folder", found_empty)
+    result = call("run", "--out", tmp_path / "r", *SMALL)
+    assert result.exit_code == 2, result.output
+    assert "is not empty; `npgait resume" in result.output
+    assert (tmp_path / "r" / "config.toml").read_text() == "of the other"
+    assert os.listdir(tmp_path / "r") == ["config.toml"]
 
 
 @pytest.mark.parametrize("out", [(), ("--out", "runs"), ("--out", "runs/r")], ids=" ".join)

@@ -151,3 +151,19 @@ def test_a_file_that_cannot_be_written_is_locked_all_the_same(tmp_path, monkeypa
     (tmp_path / "a").touch()
     with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
         assert (first, second) == (True, False)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_whole_and_takes_no_others_place(links, tmp_path, monkeypatch):
+    def link(path, to, real=os.link):
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(path, to)
+
+    monkeypatch.setattr(os, "link", link)
+    write_text(tmp_path / "a", "first", new=True)
+    with pytest.raises(FileExistsError) as caught:
+        write_text(tmp_path / "a", "second", new=True)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["a"]
