@@ -33,6 +33,7 @@ from npgait.run_folder import (
     hidden_angle,
     read_metrics,
     record_data,
+    remove_stale,
     write_metrics,
 )
 from npgait.saving import describe
@@ -82,8 +83,7 @@ def execute(
     """
     keep_memory()
     with _alone_in(folder), stop_on_signals() as stop:
-        for stale in folder.glob("**/.*.tmp"):  # left by a run that was killed while writing
-            stale.unlink(missing_ok=True)
+        remove_stale(folder, [experiment.name for experiment in experiments])
         if moved_to is not None:
             _move_data(folder, experiments, load, moved_to)
         failed = []

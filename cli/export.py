@@ -39,6 +39,11 @@ def export(run: Path, out: Path, name: str | None) -> None:
     name = name or names[0]
     if name not in names:
         raise ConfigError(f"--experiment {name!r} is not here; there are {', '.join(names)}")
+    read = [run / CONFIG, *(run / n / CHECKPOINT for n in names)]
+    if out.exists() and any(map(out.samefile, read)):
+        raise click.BadParameter(
+            f"{out} is a file of the run itself; give the name of a new one", param_hint="MODEL.onnx"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(load_network(run / name / CHECKPOINT), out)
     click.echo(f"{name}: {out}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-import click
-
 HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
+STDERR = 2
 
 
 class StopRequest:
@@ -31,18 +31,19 @@ class StopRequest:
         if self.signal is not None and number != HANGUP:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        words = f"\n{self.message} (once more to stop at once) ...\n"
         with suppress(OSError):
-            click.echo(f"\n{self.message} (once more to stop at once) ...", err=True)
+            os.write(STDERR, words.encode())  # sys.stderr may be in the midst of a write of its own
 
 
 @contextmanager
 def stop_on_signals(message: str = "stopping after this batch") -> Iterator[StopRequest]:
     """Give a `StopRequest` that SIGINT, SIGTERM and SIGHUP make true while the block runs."""
     request = StopRequest(message)
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(HANGUP)
-    before = {number: signal.signal(number, request.handle) for number in numbers}
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):  # one that is ignored stays so: nohup, say
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, request.handle)
     try:
         yield request
     finally:

@@ -81,10 +81,21 @@ def reporting() -> Iterator[None]:
     except BrokenPipeError:
         raise  # click ends quietly where nobody reads on
     except OSError as error:
+        _drop_output()
         where = error.filename or "standard output, or a file"
         raise FailedRun(f"{where}: {error.strerror or error}") from error
     except FAILURES as error:
         raise FailedRun(str(error) or "there is too little memory") from error
+
+
+def _drop_output() -> None:
+    """Let what stdout still holds go nowhere if it cannot be written: Python tries again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @click.group(

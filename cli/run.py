@@ -108,23 +108,36 @@ def _make_folder(out: Path | None, preset: str) -> Path:
     if out is None:
         return _new_folder(Path("runs") / f"{Path(preset).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if out.is_dir() and any(out.iterdir()):
-        raise RunFolderError(f"{out} is not empty; `npgait resume {out}` goes on with a run")
-    if out.exists() and not out.is_dir():
-        raise RunFolderError(f"{out} is a file; --out takes a folder")
-    out.mkdir(parents=True, exist_ok=True)
+        raise _not_empty(out)
+    _make_folders(out)
     return out
+
+
+def _not_empty(folder: Path) -> RunFolderError:
+    return RunFolderError(f"{folder} is not empty; `npgait resume {folder}` goes on with a run")
 
 
 def _new_folder(base: Path) -> Path:
     """Make and return the folder `base`, or the first of base-2, base-3, ... that is not there."""
+    _make_folders(base.parent)
     number = 1
     while True:
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             number += 1
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder, and those above it, where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunFolderError(
+            f"{error.filename} is no folder; --out takes one, or the name of a new one"
+        ) from error
 
 
 def _write_run(
@@ -134,7 +147,10 @@ def _write_run(
     device: Device,
     precision: str | None,
 ) -> None:
-    write_text(folder / CONFIG, to_toml(experiments))
+    try:
+        write_text(folder / CONFIG, to_toml(experiments), new=True)
+    except FileExistsError as error:  # another `npgait run` has found the folder empty, too
+        raise _not_empty(folder) from error
     info: dict[str, Any] = describe_environment(device, sys.argv)
     info["precision"] = precision
     info["data"] = None if data_dir is None else str(data_dir.resolve())

@@ -119,7 +119,7 @@ def _parse(path: Path, text: str | None) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_bytes(path, MAX_FILE_BYTES)
+        return read_bytes(path, MAX_FILE_BYTES, pipes=True)  # `npgait run <(...)`
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:

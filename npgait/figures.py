@@ -43,7 +43,7 @@ def four_figures(groups: Sequence[Group]) -> dict[str, Figure]:
     Raises
     ------
     FiguresError
-        If matplotlib cannot be imported.
+        If matplotlib cannot be imported, or refuses its settings.
     """
     drawn = {
         "train-accuracy": _per_epoch(groups, "train_top1", "train accuracy (%)", 100),
@@ -74,7 +74,7 @@ def draw_run(run: Path, folder: Path, kind: str = "png") -> list[Path]:
     RunFolderError, ConfigError
         See `comparison.read_run`.
     FiguresError
-        If matplotlib cannot be imported.
+        If matplotlib cannot be imported, or refuses its settings.
     """
     groups = group_repetitions(read_run(run))
     return save_figures(four_figures(groups) | loss_figures(groups), folder, kind)
@@ -203,6 +203,11 @@ def _new_figure() -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FiguresError(f"no figures: matplotlib cannot be imported ({error})") from error
+    except ValueError as error:  # which it raises of settings when it is imported
+        reason = " ".join(str(error).split())
+        raise FiguresError(
+            f"no figures: matplotlib refuses its settings ({reason}); correct MPLBACKEND or matplotlibrc"
+        ) from error
 
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

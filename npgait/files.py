@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+# How a file system without locks says so; NFS has the last of a file that is only open to read.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
 
     If the block fails, `path` is as it was and the temporary file is gone. Of a link, what it leads
     to is replaced.
 
+    Parameters
+    ----------
+    path : Path
+    new : bool
+        Whether a file that is there by then is kept, and is an error.
+
     Raises
     ------
+    FileExistsError
+        If `new`, and there is a file. Of several processes one makes it.
     OSError
         If `path` is a folder, a pipe or a device, which a file must not take the place of.
     """
@@ -29,11 +42,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
+            (_link if new else rename)(temporary, path)
         except OSError as error:
             if error.filename in (None, str(temporary)):  # which nobody has asked for
                 error.filename = str(path)
             raise
-        rename(temporary, path)
     finally:
         with suppress(OSError):  # a read-only file system says so of a file that is not there, too
             temporary.unlink()
@@ -43,8 +56,31 @@ def rename(path: Path, to: Path) -> None:
     """Sync a file, then give it the name `to`, so that a crash leaves what was there or all of it."""
     sync(path)
     path.replace(to)
-    if os.name == "posix":  # a rename is only safe once its folder is on disk
-        sync(to.parent)
+    sync_folder(to.parent)
+
+
+def _link(path: Path, to: Path) -> None:
+    """Sync a file, then give it the name `to` where that is free, and nowhere else."""
+    sync(path)
+    try:
+        os.link(path, to)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(to)) from error
+    except OSError:  # not every file system has links
+        to.open("xb").close()
+        path.replace(to)
+    sync_folder(to.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, as far as its file system can tell."""
+    if os.name != "posix":
+        return
+    try:
+        sync(folder)  # a rename is only safe once its folder is on disk
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync none
+            raise
 
 
 def sync(path: Path) -> None:
@@ -52,6 +88,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # of a descriptor, it says none
+        raise
     finally:
         os.close(descriptor)
 
@@ -63,25 +102,48 @@ def locked(path: Path) -> Iterator[bool]:
     The system lets go of it with the process, however that ends. A file system without locks gives it
     to everybody.
     """
-    with path.open("rb") as file:
+    with _open_to_lock(path) as file:
         try:
             lock(file.fileno())
             free = True
         except BlockingIOError:
             free = False
-        except OSError as error:  # Windows says PermissionError where it is taken
-            free = not isinstance(error, PermissionError)
+        except OSError as error:
+            error.filename = str(path)
+            raise
         yield free
 
 
+def _open_to_lock(path: Path) -> BinaryIO:
+    """Open a file to write, though nothing is written: NFS locks no other; if need be, to read."""
+    try:
+        return path.open("r+b")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    return path.open("rb")
+
+
 def lock(descriptor: int) -> None:
-    """Lock an open file until it is closed.
+    """Lock an open file until it is closed. A file system without locks gives it to everybody.
 
     Raises
     ------
     BlockingIOError
-        If another process holds the lock (PermissionError on Windows).
+        If another process holds the lock.
     """
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        raise
+    except PermissionError as error:  # as Windows says that it is taken
+        raise BlockingIOError(*error.args) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
@@ -108,8 +170,15 @@ def read_text(path: Path, limit: int) -> str:
     return read_bytes(path, limit).decode("utf-8", errors="replace")
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int, *, pipes: bool = False) -> bytes:
     """Return the bytes of a file of up to `limit`, whatever its size is said to be.
+
+    Parameters
+    ----------
+    path : Path
+    limit : int
+    pipes : bool
+        Whether the file may be a pipe, whose end is waited for.
 
     Raises
     ------
@@ -118,11 +187,21 @@ def read_bytes(path: Path, limit: int) -> bytes:
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=None if pipes else _open_plain) as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise ValueError(f"{path} is over {limit} bytes; not a file of npgait's")
     return raw
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Open a file, but no pipe or device: to open or read one may wait for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` has words of its own for a folder
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is no plain file", str(path))
 
 
 def stamp(about: os.stat_result) -> tuple[int, int]:
@@ -159,12 +238,15 @@ def holds(path: Path, text: str) -> bool:
     """Return whether a file is there and holds `text` (UTF-8), no more and no less."""
     expected = text.encode()
     try:
-        return path.stat().st_size == len(expected) and path.read_bytes() == expected
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size != len(expected):
+            return False
+        return path.read_bytes() == expected
     except FileNotFoundError:
         return False
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all; `new` as of `replacing`."""
+    with replacing(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -51,6 +52,21 @@ def check_run(folder: Path) -> None:
         raise RunFolderError(
             f"{folder} is not the folder of a run: it has no {CONFIG}; give one that `npgait run` made"
         )
+
+
+def remove_stale(run: Path, experiments: Iterable[str]) -> None:
+    """Remove what a process that was killed had half written; call with the lock held."""
+    written = {run: _any_of(CONFIG, INFO), run / PLOTS: r"[a-z-]+\.(png|pdf|svg)"}
+    for experiment in experiments:
+        written[run / experiment] = _any_of(CHECKPOINT, METRICS, METRICS_CSV, LAYERS_CSV)
+    for folder in filter(Path.is_dir, written):
+        for path in list(folder.iterdir()):
+            if re.fullmatch(rf"\.({written[folder]})\.[0-9]+\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
+def _any_of(*names: str) -> str:
+    return "|".join(map(re.escape, names))
 
 
 def describe_environment(device: Device, command: Sequence[str]) -> dict[str, Any]:

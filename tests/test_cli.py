@@ -21,6 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from npgait import kernels, models
+from npgait.cli import run as run_command
+from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.main import cli
 from npgait.layers import Dense
 
@@ -122,6 +124,20 @@ def test_plots_that_a_killed_process_did_not_draw_are_drawn(finished, tmp_path):
     assert all(a < path.stat().st_mtime_ns for a, path in zip(drawn, plots, strict=True))
 
 
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_of_others(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "notes").mkdir()
+    own = [run / ".config.toml.7.tmp", run / "plots" / ".angle.pdf.7.tmp"]
+    own += [run / "gait" / f".{path.name}.7.tmp" for path in (run / "gait").iterdir()]
+    own += [run / "plots" / f".{path.name}.7.tmp" for path in (run / "plots").iterdir()]
+    others = [run / "notes" / ".config.toml.7.tmp", run / ".mine.tmp", run / "gait" / ".mine.7.tmp"]
+    for path in own + others:
+        path.touch()
+    assert call("resume", run, "--no-plots").exit_code == 0
+    assert [path for path in own + others if path.exists()] == others
+
+
 @pytest.mark.parametrize("left", ["", '{"kind": "epoch"', None])
 def test_metrics_that_a_killed_process_did_not_write_come_from_the_checkpoint(left, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
@@ -187,6 +203,29 @@ def test_a_folder_that_holds_something_is_not_overwritten(finished, tmp_path):
     assert call("run", "--out", tmp_path / "file").exit_code == 2
 
 
+def test_of_two_runs_that_find_a_folder_empty_one_is_refused(tmp_path, monkeypatch):
+    def found_empty(out, preset, real=run_command._make_folder):
+        folder = real(out, preset)
+        (folder / "config.toml").write_text("of the other")
+        return folder
+
+    monkeypatch.setattr(run_command, "_make_folder", found_empty)
+    result = call("run", "--out", tmp_path / "r", *SMALL)
+    assert result.exit_code == 2, result.output
+    assert "is not empty; `npgait resume" in result.output
+    assert (tmp_path / "r" / "config.toml").read_text() == "of the other"
+    assert os.listdir(tmp_path / "r") == ["config.toml"]
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "runs"), ("--out", "runs/r")], ids=" ".join)
+def test_a_link_to_nothing_where_a_folder_belongs_is_a_clear_message(out, tmp_path):
+    (tmp_path / "runs").symlink_to("nowhere")
+    command = [sys.executable, "-m", "npgait", "run", *out]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1), run.stderr
+    assert "runs is no folder" in run.stderr
+
+
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 def test_a_run_that_diverges_stops_with_status_1_and_keeps_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "r"
@@ -243,6 +282,14 @@ def test_what_cannot_be_drawn_is_one_line_after_the_table(missing, words, tmp_pa
         monkeypatch.chdir(tmp_path)
         result = call(*command)
         assert result.exit_code == 1 and words in result.output.splitlines()[-1]
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_one_line(finished, tmp_path):
+    command = [sys.executable, "-m", "npgait", "plot", finished[0], "--out", tmp_path]
+    environment = {**os.environ, "MPLBACKEND": "nosuch"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert "nosuch" in run.stderr and "MPLBACKEND" in run.stderr
 
 
 def every_command(command=cli, path=()):
@@ -332,6 +379,37 @@ def test_a_run_whose_terminal_goes_is_saved(tmp_path):
     with h5py.File(tmp_path / "r" / "gait" / "checkpoint.h5") as file:
         progress = json.loads(file["meta"][:].tobytes())["progress"]
     assert progress["epoch"] == 0 < progress["batch"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_signal_in_the_midst_of_a_line_for_stderr_is_no_error():
+    lines = (
+        "import os, signal, sys, threading, time\n"
+        "from npgait.cli.interrupt import stop_on_signals\n"
+        "read, write = os.pipe(); said = os.dup(2); os.dup2(write, 2)\n"
+        "def late(): time.sleep(0.5); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); drain()\n"
+        "def drain():\n"
+        "    while os.read(read, 1 << 16): pass\n"
+        "threading.Thread(target=late, daemon=True).start()\n"
+        "with stop_on_signals() as stop:\n"
+        "    sys.stderr.buffer.write(b'x' * (1 << 17))\n"
+        "    print(stop.signal)\n"
+    )
+    command = [sys.executable, "-c", lines]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (0, f"{int(signal.SIGTERM)}\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_caller_has_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop()
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")

@@ -130,3 +130,16 @@ def test_a_layer_of_ones_own_is_refused_not_exported_as_what_it_derives_from(tmp
     with pytest.raises(TypeError, match="Twice"):
         export_onnx(network, tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_own_files_are_not_written_over(tmp_path):
+    run = tmp_path / "run"
+    options = ["-q", "--no-plots", "-e", "bp", "--set", "epochs=1"]
+    assert CliRunner().invoke(cli, ["run", "--out", str(run), *options]).exit_code == 0
+    (tmp_path / "link").symlink_to(run / "bp")
+    for path in (run / "bp" / "checkpoint.h5", tmp_path / "link" / "checkpoint.h5", run / "config.toml"):
+        before = path.read_bytes()
+        result = CliRunner().invoke(cli, ["export", str(run), str(path)])
+        assert result.exit_code == 2, result.output
+        assert "is a file of the run itself" in result.output
+        assert path.read_bytes() == before

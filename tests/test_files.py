@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from npgait.files import locked, replacing, write_text
+from npgait.experiments import find_experiments
+from npgait.files import holds, locked, read_bytes, replacing, write_text
+from npgait.run_folder import RunFolderError, read_json, read_metrics
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -72,3 +75,95 @@ def test_a_lock_is_held_by_one_and_let_go_of_at_the_end(tmp_path):
         assert (first, second) == (True, False)
     with locked(tmp_path / "a") as again:
         assert again
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    for name in ("run.json", "metrics.jsonl", "data_batch_1"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="is no plain file"):
+        read_bytes(tmp_path / "data_batch_1", 100)
+    for read in (read_json, read_metrics):
+        with pytest.raises(RunFolderError, match="is no plain file"):
+            read(tmp_path)
+    assert not holds(tmp_path / "metrics.jsonl", "")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system has no /dev/fd")
+def test_experiments_can_come_through_a_pipe():
+    read, write = os.pipe()
+    os.write(write, b'[[experiment]]\nname = "piped"\n')
+    os.close(write)
+    (experiment,) = find_experiments(f"/dev/fd/{read}")
+    os.close(read)
+    assert experiment.name == "piped"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX")
+@pytest.mark.parametrize(("number", "works"), [("EINVAL", True), ("ENOTSUP", True), ("EIO", False)])
+def test_a_folder_that_cannot_be_synced_is_no_failure_of_what_was_written(
+    number, works, tmp_path, monkeypatch
+):
+    def fsync(descriptor, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(getattr(errno, number), "no")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if works else pytest.raises(OSError, match=str(tmp_path)):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_file_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        write_text(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+def test_a_lock_is_exclusive_where_it_takes_a_file_that_is_open_to_write(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(descriptor, how, real=fcntl.flock):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")  # as NFS has it
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "a").write_text("")
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_file_that_cannot_be_written_is_locked_all_the_same(tmp_path, monkeypatch):
+    def read_only(path, mode, *rest, real=Path.open):
+        if mode != "rb":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *rest)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    (tmp_path / "a").touch()
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_whole_and_takes_no_others_place(links, tmp_path, monkeypatch):
+    def link(path, to, real=os.link):
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(path, to)
+
+    monkeypatch.setattr(os, "link", link)
+    write_text(tmp_path / "a", "first", new=True)
+    with pytest.raises(FileExistsError) as caught:
+        write_text(tmp_path / "a", "second", new=True)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["a"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
 
 import pytest
 
+from npgait.files import locked
 from npgait.loaders.store import journal
 from npgait.loaders.store.journal import BusyError, Done, OtherPlanError, open_journal, write_all
 
@@ -192,3 +194,28 @@ def test_writes_that_the_system_cuts_short_are_finished(offset, tmp_path, monkey
     write_all(descriptor, b"abcdefg", offset)
     os.close(descriptor)
     assert (tmp_path / "a").read_bytes() == (b"abcdefg-----" if offset is None else b"---abcdefg--")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_lets_everybody_in(number, path, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(number, "there are no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    open_journal(path, HEADER).close()
+    with locked(path) as free:
+        assert free
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
+def test_a_lock_that_fails_in_another_way_is_an_error_that_names_the_file(path, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="Input/output") as journals:
+        open_journal(path, HEADER)
+    with pytest.raises(OSError, match="Input/output") as runs, locked(path):
+        pass
+    assert journals.value.filename == runs.value.filename == str(path)
