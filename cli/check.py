@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import click
@@ -28,8 +27,6 @@ from npgait.experiments import find_experiments, read_experiments
 from npgait.loaders import Dataset, StoredDataset
 from npgait.run_folder import CHECKPOINT, CONFIG, check_run, read_info
 from npgait.session import Session, build_session, restore_session
-
-Load = Callable[[Experiment], Dataset | StoredDataset]
 
 
 class FailedCheck(click.ClickException):
@@ -63,13 +60,14 @@ def check(preset: str, only: Sequence[str], data_dir: Path | None, device: str) 
     run = _run_folder(preset)
     if run is not None:
         experiments = read_experiments(run / CONFIG, only=only)
-        load: Load = loader(data_of_run(read_info(run)["data"], data_dir))
+        data_dir = data_of_run(read_info(run)["data"], data_dir)
     else:
         experiments = find_experiments(preset, only=only)
-        load = partial(loader_or_noise(data_dir), n=64)
+    load, load_or_noise = loader(data_dir), loader_or_noise(data_dir)
     failed = []
     for experiment in experiments:
-        session, x, labels = _session(experiment, run, load, chosen)
+        dataset = load_or_noise(experiment, 64) if run is None else load(experiment)
+        session, x, labels = _session(experiment, run, dataset, chosen)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the findings say it
             layers, findings = check_session(session, x, labels)
         click.echo(f"{experiment.name} ({experiment.dtype}, {len(labels)} samples)\n")
@@ -98,10 +96,9 @@ def _run_folder(name: str) -> Path | None:
 
 
 def _session(
-    e: Experiment, run: Path | None, load: Load, device: Device
+    e: Experiment, run: Path | None, dataset: Dataset | StoredDataset, device: Device
 ) -> tuple[Session, Array, Array]:
     """Return a session, fresh or from its checkpoint, and a batch."""
-    dataset = load(e)
     session = build_session(e, shape_in(dataset, e), len(dataset.classes), device)
     if run is not None and (run / e.name / CHECKPOINT).exists():
         restore_session(run / e.name / CHECKPOINT, session, dataset.digest())

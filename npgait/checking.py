@@ -131,8 +131,8 @@ def _gradient(session: Session, x: Array, labels: Array) -> Finding:
     for step in STEPS:
         h = step / slope**0.5
         moved = [_moved(session.network, directions, sign * h) for sign in (1, -1)]
-        records = [network.forward(x) for network in moved]
-        losses = [float(session.recipe.loss(each[-1].y, labels)[0].sum()) for each in records]
+        ends = [network.forward(x) for network in moved]
+        losses = [float(session.recipe.loss(end[-1].y, labels)[0].sum()) for end in ends]
         off = abs((losses[0] - losses[1]) / (2 * h) - slope) / slope
         rounding = np.finfo(np.float64).eps * abs(losses[0]) / (h * slope)
         if rounding > DERIVATIVE:
@@ -140,7 +140,7 @@ def _gradient(session: Session, x: Array, labels: Array) -> Finding:
         to = f"to {off:.0e} (finite differences, float64)"
         if off < DERIVATIVE + 10 * rounding:
             return Finding(f"backpropagation is the derivative of the loss, {to}", "fine")
-        pairs = zip(*records, strict=True)
+        pairs = zip(*ends, strict=True)
         if not any(bool(((one.a >= 0) != (other.a >= 0)).any()) for one, other in pairs):
             return Finding(f"backpropagation is not the derivative of the loss, {to}", "WRONG")
     text = "every step of a numerical derivative crosses kinks: none to compare backpropagation with"

@@ -135,12 +135,12 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         npgait.backend.DeviceError
             If there is no such device.
         """
-        before = vars(self).copy()
+        before = self.__dict__.copy()
         try:
             return self._fit(X, y)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> GAITClassifier:

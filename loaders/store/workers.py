@@ -84,8 +84,10 @@ class Workers:
 
     def _await_source(self, where: Where) -> None:
         """Read a source here, without a limit: a mount that hangs is no fault of the image."""
-        left_to_worker = (BadImageError, OSError) if self.settings["skip_unreadable"] else BadImageError
-        with contextlib.suppress(left_to_worker), naming(where[0]):
+        left_to_worker = (
+            [BadImageError, OSError] if self.settings["skip_unreadable"] else [BadImageError]
+        )
+        with contextlib.suppress(*left_to_worker), naming(where[0]):
             read_source(*where)
 
     def _ask(self, where: list[Where], offsets: list[int]) -> tuple[list[Done], bytes]:
