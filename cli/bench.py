@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -93,19 +93,14 @@ def choose(
                 baselines += find_experiments(preset, overrides, [e.name])
     if rules:
         present = {e.rule for e in chosen}
-        missing = [_with_rule(chosen, rule) for rule in dict.fromkeys(rules) if rule not in present]
-        # As published, rules that invert have a regulariser; a step takes as long at any strength but 0.
-        if not any(e.rule in INVERTING for e in chosen) and "ortho_strength" not in overrides:
-            missing = [
-                replace(e, ortho_strength=e.ortho_strength or 1.0) if e.rule in INVERTING else e
-                for e in missing
-            ]
+        absent = [rule for rule in dict.fromkeys(rules) if rule not in present]
+        missing = [_with_rule(chosen, rule, overrides) for rule in absent]
         chosen = [e for e in chosen if e.rule in rules] + missing
     ordered: list[Experiment] = []
     for network in dict.fromkeys(map(_network, chosen)):
         own = [e for e in chosen if _network(e) == network]
         bp = [e for e in (*own, *baselines) if _network(e) == network and e.rule == "bp"]
-        ordered += (bp or [_with_rule(own, "bp")])[:1]
+        ordered += (bp or [_with_rule(own, "bp", overrides)])[:1]
         ordered += [e for e in own if e not in ordered]
     return ordered
 
@@ -115,11 +110,13 @@ def _network(e: Experiment) -> tuple[Any, ...]:
     return e.data, e.image_size, e.network, e.width, e.depth, e.widths, e.batch_size
 
 
-def _with_rule(experiments: Sequence[Experiment], rule: str) -> Experiment:
+def _with_rule(experiments: Sequence[Experiment], rule: str, overrides: Mapping[str, Any]) -> Experiment:
     """Return the nearest of the experiments with another rule, as that rule is published."""
     inverts = rule in INVERTING
     like = next((e for e in experiments if (e.rule in INVERTING) == inverts), experiments[0])
     values: dict[str, Any] = {"rule": rule, "gamma": None, "auxiliary": None, "inverse_tolerance": None}
     if not inverts:
         values |= {"ortho_strength": 0.0, "targets": "difference", "dtype": "float32"}
+    elif like.rule not in INVERTING and "ortho_strength" not in overrides:
+        values["ortho_strength"] = like.ortho_strength or 1.0  # a step takes as long at any but 0
     return resolved(replace(like, name=f"{like.network}-{rule}", **values))

@@ -16,7 +16,7 @@ def complete_presets(ctx: Any, parameter: Any, incomplete: str) -> list[Completi
     """Return the presets and experiments whose name begins so; files are left to the shell."""
     del ctx, parameter
     found: dict[str, str] = {}
-    for name, experiments in preset_experiments().items():
+    for name, experiments in preset_experiments():
         found[name] = f"all {len(experiments)} experiments"
         found |= {e.name: e.description for e in experiments}
     items = [CompletionItem(n, help=t) for n, t in found.items() if n.startswith(incomplete)]

@@ -21,7 +21,7 @@ def presets(ctx: click.Context) -> None:
 def list_presets() -> None:
     """List every preset and its experiments."""
     rows = []
-    for name, experiments in preset_experiments().items():
+    for name, experiments in preset_experiments():
         rows.append([name, f"all {len(experiments)} below", experiments[0].data])
         rows += [[f"  {e.name}", e.description, e.data] for e in experiments]
     click.echo(format_table(["preset", "what", "data"], rows, left=3))

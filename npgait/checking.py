@@ -207,14 +207,14 @@ def _in_words(layers: Sequence[LayerCheck], session: Session, limit: float) -> l
     )
     distances = [l.distance for l in layers[1:] if l.distance is not None]
     away, far = max(distances, default=0.0), [l.gait_to_bp for l in layers if l.gait_to_bp is not None]
-    if away < ORTHOGONAL and far and limit <= SAME < max(far):
-        text = (
-            f"weights are orthogonal, but nudges cross kinks: GAIT-prop is {max(far):.1f} degrees from "
-        )
-        findings.append(Finding(f"{text}BP, {limit:.2f} where none is crossed; lower gamma", "note"))
-    elif away < ORTHOGONAL and far and max(far) > SAME:
-        text = f"weights are orthogonal, and GAIT-prop is still {max(far):.1f} degrees away from BP"
-        findings.append(Finding(text, "WRONG"))
+    if away < ORTHOGONAL and far and max(far) > SAME:
+        apart = f"{max(far):.1f} degrees away from BP"
+        if limit > SAME:
+            text, mark = f"weights are orthogonal, and GAIT-prop is still {apart}", "WRONG"
+        else:
+            text = f"weights are orthogonal, but nudges cross kinks: GAIT-prop is {apart}, "
+            text, mark = f"{text}{limit:.2f} where none is crossed; lower gamma", "note"
+        findings.append(Finding(text, mark))
     elif far and away < NEAR:
         text = f"near orthogonality ({away:.0e}) GAIT-prop is within {max(far):.2f} degrees of BP"
         findings.append(Finding(text, "fine"))

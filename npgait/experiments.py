@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -187,9 +187,10 @@ def preset_files() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def preset_experiments() -> dict[str, list[Experiment]]:
-    """Return the experiments of every preset file by its name without .toml."""
-    return {name: read_experiments(Path(f"{name}.toml"), text) for name, text in preset_files().items()}
+def preset_experiments() -> Iterator[tuple[str, list[Experiment]]]:
+    """Yield the name without .toml of every preset file, and its experiments, which are read by then."""
+    for name, text in preset_files().items():
+        yield name, read_experiments(Path(f"{name}.toml"), text)
 
 
 def find_experiments(
@@ -214,7 +215,7 @@ def find_experiments(
     if spec in files:
         return read_experiments(Path(f"{spec}.toml"), files[spec], overrides, only)
     names = list(files)
-    for file, experiments in preset_experiments().items():
+    for file, experiments in preset_experiments():
         plain = [e.name for e in experiments]
         if spec in plain:
             _check_among([spec], only)

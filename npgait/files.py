@@ -64,8 +64,8 @@ def _link(path: Path, to: Path) -> None:
     sync(path)
     try:
         os.link(path, to)
-    except FileExistsError as error:
-        raise FileExistsError(error.errno, error.strerror, str(to)) from error
+    except FileExistsError:
+        raise
     except OSError:  # not every file system has links
         to.open("xb").close()
         path.replace(to)
@@ -238,10 +238,7 @@ def holds(path: Path, text: str) -> bool:
     """Return whether a file is there and holds `text` (UTF-8), no more and no less."""
     expected = text.encode()
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size != len(expected):
-            return False
-        return path.read_bytes() == expected
+        return path.is_file() and path.stat().st_size == len(expected) and path.read_bytes() == expected
     except FileNotFoundError:
         return False
 

@@ -107,7 +107,8 @@ def cut_patches(x: Array, window: Window, out: Array | None = None) -> Array:
     if xp is not np or kernels.apply_to(x):
         kernels.cut_patches(xp.ascontiguousarray(x), patches, geometry(window))
         return patches.reshape(-1, window.patch_size)
-    padded = np.ascontiguousarray(np.pad(x, ((0, 0), *window.pads, (0, 0))))
+    padded = np.pad(x, ((0, 0), *window.pads, (0, 0))) if np.any(window.pads) else x
+    padded = np.ascontiguousarray(padded)
     _, height, width, channels = padded.shape  # strides of axes of one value say nothing
     w = channels * padded.itemsize
     h, b = width * w, height * width * w
