@@ -4,7 +4,8 @@
 
 Runs the numerical tests of tests/gpu, then times a step of every network at batch 256 to 4096, in
 float32 and TF32, beside its floor, and writes OUT.md (one table) and OUT.json, anew after each case:
-what was measured stays, whatever becomes of the rest.
+what was measured stays, whatever becomes of the rest. OUT-tests.xml tells of each test. Where OUT is
+a folder, the files are OUT/gpu.md and so on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from npgait.files import write_text
 TESTS = Path(__file__).parents[1] / "tests" / "gpu"
 LIMIT = 500.0  # seconds, by which the last case has to be done: what would not be is left out, and said
 TESTS_LIMIT = 240.0  # seconds
+TEST_LIMIT = 100  # seconds of one test, after which it is shown where it stands
 STEPS = 15  # timed, of each experiment of a case
 # A network's presets; backpropagation through it is timed with them.
 CASES = {
@@ -69,8 +71,12 @@ class Report:
             self.rows.append([case, precision, str(batch), result, *[""] * (len(HEADER) - 4)])
         else:
             self.rows += [_row(precision, row) for row in result["experiments"]]
+        self.write()
+
+    def write(self) -> None:
+        """Write both files anew."""
         for suffix, text in ((".md", str(self)), (".json", self._json())):
-            write_text(self.out.with_suffix(suffix), text)
+            write_text(self.out.with_name(self.out.name + suffix), text)
 
     def __str__(self) -> str:
         return f"{self.title}\n\n```\n{format_table(HEADER, self.rows, left=2)}\n```\n"
@@ -83,7 +89,9 @@ def main() -> int:
     """Test, time, write; status 1 where tests or cases fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="gpu", help="gpu or gpu:N")
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="files, less .md and .json")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu"), help="files, less .md and .json, or a folder"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     try:
@@ -93,16 +101,25 @@ def main() -> int:
     except DeviceError as error:
         print(f"there is no GPU to measure: {error}", file=sys.stderr)
         return 2
-    passed = run_tests(device)
-    report = Report(f"{_card(device)}; tests {'passed' if passed else 'FAILED'}", options.out)
+    report = Report(_card(device), options.out / "gpu" if options.out.is_dir() else options.out)
+    try:
+        report.out.parent.mkdir(parents=True, exist_ok=True)
+        report.write()  # what cannot be written is said now, and not after minutes
+    except OSError as error:
+        print(f"{report.out}.md cannot be written: {error}", file=sys.stderr)
+        return 2
+    passed = run_tests(device, report.out)
+    report.title += f"; tests {'passed' if passed else 'FAILED'}"
+    report.write()
     passed &= time_cases(report, device, CASES, BATCHES, lambda: time.monotonic() - started)
     print(report)
     return int(not passed)
 
 
-def run_tests(device: Device) -> bool:
+def run_tests(device: Device, out: Path) -> bool:
     """Return whether the tests of tests/gpu pass on the device, and in time."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(TESTS)]
+    command += ["-o", f"faulthandler_timeout={TEST_LIMIT}", f"--junitxml={out}-tests.xml"]
     environment = {**os.environ, "NPGAIT_TEST_DEVICE": device.name}
     try:
         return subprocess.run(command, env=environment, timeout=TESTS_LIMIT, check=False).returncode == 0

@@ -142,7 +142,9 @@ def test_tests_that_fail_or_hang_are_not_passed(script, fake_gpu, monkeypatch, t
         path.write_text(f"import time, pytest\n@pytest.mark.gpu\ndef test_it():\n    {body}\n")
         monkeypatch.setattr(script, "TESTS", path)
         monkeypatch.setattr(script, "TESTS_LIMIT", limit)
-        assert script.run_tests(fake_gpu) is passed
+        assert script.run_tests(fake_gpu, tmp_path / "gpu") is passed
+        assert (tmp_path / "gpu-tests.xml").exists() is (limit > 1)
+        (tmp_path / "gpu-tests.xml").unlink(missing_ok=True)
 
 
 def test_backpropagation_is_timed_once_for_each_network(script):
@@ -157,3 +159,35 @@ def test_without_a_gpu_it_says_so(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
     assert script.main() == 2
     assert "there is no GPU to measure" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_main(script, fake_gpu, monkeypatch):  # noqa: F811
+    """Run the script with --out; return its status, and the number of times that tests were run."""
+
+    def run(out):
+        runs = []
+        monkeypatch.setattr(script, "_card", lambda device: "card")
+        monkeypatch.setattr(script, "run_tests", lambda device, out: runs.append(out) or True)
+        monkeypatch.setattr(script, "time_cases", lambda *arguments: True)
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(out)])
+        return script.main(), len(runs)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [(".", "gpu"), ("card.80gb", "card.80gb"), ("new/folder/h200", "new/folder/h200")],
+)
+def test_files_go_where_out_says_a_folder_included(out, expected, run_main, tmp_path):
+    assert run_main(tmp_path / out) == (0, 1)
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert written == [f"{expected}.json", f"{expected}.md"]
+    assert "tests passed" in (tmp_path / f"{expected}.md").read_text()
+
+
+def test_what_cannot_be_written_is_said_before_the_tests(run_main, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_main(tmp_path / "file" / "gpu") == (2, 0)
+    assert "cannot be written" in capsys.readouterr().err
