@@ -61,7 +61,7 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     def measure(experiments, device, data_dir, steps):
         clock[0] += 100
         if experiments[0].batch_size == 16 and clock[0] < 400:
-            raise RuntimeError("cuBLAS is unwell\nand more")
+            raise RuntimeError("cuBLAS is unwell" + 300 * "." + "\nand more")
         return {"experiments": [row(e.name) for e in experiments]}
 
     monkeypatch.setattr(script, "measure", measure)
@@ -71,6 +71,8 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     table = (tmp_path / "gpu.md").read_text()
     assert table.count("RuntimeError: cuBLAS is unwell") == 1
     assert "and more" not in table
+    assert max(map(len, table.splitlines())) < 250
+    assert f"unwell{300 * '.'}" in (tmp_path / "gpu.json").read_text()
     # 8 twice and 16 twice are done by 400; 32 would take twice as long as 16, which is too much.
     assert table.count("no time left") == 2
     assert [r["batch"] for r in json.loads((tmp_path / "gpu.json").read_text())["results"]] == [
