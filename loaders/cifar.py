@@ -106,6 +106,10 @@ def _read_file(path: Path) -> bytes:
         raise DataError(f"{path}: over {MAX_FILE_BYTES} bytes; not a file of CIFAR") from error
 
 
+def _too_large(path: Path) -> str:
+    return f"{path}: unpacks to over {MAX_ARCHIVE_BYTES} bytes; not CIFAR"
+
+
 class _Bounded:
     """What a gzip file unpacks to, up to `MAX_ARCHIVE_BYTES`; a few bytes can hold far more."""
 
@@ -116,7 +120,7 @@ class _Bounded:
         chunk = self._file.read(size)
         self._left -= len(chunk)
         if self._left < 0:
-            raise DataError(f"{self._path}: unpacks to over {MAX_ARCHIVE_BYTES} bytes; not CIFAR")
+            raise DataError(_too_large(self._path))
         return chunk
 
 
@@ -129,6 +133,8 @@ def _read_archive(path: Path, version: _Version) -> Read:
             content: Any = _Bounded(zipped, path)  # all of a file that tarfile asks for
             with tarfile.open(fileobj=content, mode="r|") as archive:
                 for member in archive:
+                    if archive.offset > MAX_ARCHIVE_BYTES:  # tarfile would seek there, read by read
+                        raise DataError(_too_large(path))
                     name = member.name.rpartition("/")[2]
                     is_plain = member.isfile() and not member.issparse()
                     file = archive.extractfile(member) if is_plain and name in wanted else None

@@ -49,6 +49,8 @@ def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
         if size > MAX_FILE_BYTES:
             raise BadImageError(f"{size} bytes; an image has up to {MAX_FILE_BYTES}")
         data = os.pread(descriptor, size, offset)
+        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += more  # a network file system may cut a read short, which is no damage
         if len(data) < size:
             raise BadImageError(f"ends after {len(data)} of {size} bytes")
         return data

@@ -26,12 +26,18 @@ def try_heap(path: Path, file: Any, names: Iterable[str]) -> None:
     Raises
     ------
     DataError
-        If that process hangs or crashes.
+        If that process hangs or crashes, or an attribute is what no store has.
     """
     import h5py
 
     keys = [key for key in names if key in file.attrs]
-    kinds = [h5py.check_string_dtype(file.attrs.get_id(key).dtype) for key in keys]
+    dtypes = [file.attrs.get_id(key).dtype for key in keys]
+    kinds = [h5py.check_string_dtype(dtype) for dtype in dtypes]
+    for key, dtype, kind in zip(keys, dtypes, kinds, strict=True):
+        if dtype.kind in "OV" and kind is None:  # may lie in a heap, or have members that do
+            raise DataError(
+                f"{path}: a damaged image store (its attribute {key} is neither text nor numbers)"
+            )
     if not any(kind and kind.length is None for kind in kinds):
         return
     command = [sys.executable, "-P", "-c", READ_ATTRIBUTES, str(path), *keys]

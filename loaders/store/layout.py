@@ -25,6 +25,7 @@ GOOD, SKIPPED = 0, 1  # states of an image
 STORES = ("raw", "jpeg", "original")
 MAX_IMAGES, MAX_NAME, MAX_CLASSES = 1 << 28, 4096, 1 << 24
 MAX_IMAGE_BYTES = 1 << 30
+MAX_TABLE_BYTES = 1 << 33  # a file with holes may be far longer than what it takes on the disk
 MAX_SIDE = 4096  # of images that are resized
 PART, JOURNAL, REPORT = ".part", ".journal", ".skipped.txt"  # endings of what lies beside a store
 ATTRIBUTES = ("name", "split", "store", "image_shape", "max_value", "made_by", "plan")
@@ -269,7 +270,7 @@ def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> 
     )
     if not fits or dataset.ndim != 1 or dataset.chunks or dataset.external:
         raise ValueError(f"{name} is {dataset.dtype} {dataset.shape}, or not plainly stored")
-    if dataset.nbytes > size or (n is not None and len(dataset) != n):
+    if dataset.nbytes > min(size, MAX_TABLE_BYTES) or (n is not None and len(dataset) != n):
         raise ValueError(f"{name} has {len(dataset)} entries of {dataset.dtype}")
     return dataset[()]
 

@@ -224,8 +224,8 @@ def _truth_of(
         _look_at(place, stray)
         raise DataError(
             f"{place}: {len(found.names)} flat files, as the validation set has them; their classes are "
-            "in a ground-truth text of the development kit, which is not in or beside the folder: give "
-            "it by --labels FILE"
+            "in a ground-truth text of the development kit, which is not unpacked in or beside the "
+            "folder: give it by --labels FILE"
         )
     return truth
 

@@ -57,6 +57,11 @@ def read_truth(path: Path, names: Sequence[str]) -> list[str]:
         text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: ground truth cannot be read ({error})") from error
+    if "\0" in text:
+        raise DataError(
+            f"{path}: is no text in UTF-8; of a development kit that is packed, unpack it and give its "
+            "data/ILSVRC2012_validation_ground_truth.txt"
+        )
     lines = [line for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
     rows = [_row(line) for line in lines]
     if rows and all(len(row) == 1 for row in rows):

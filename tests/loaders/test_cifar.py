@@ -278,6 +278,17 @@ def test_an_archive_that_unpacks_to_far_too_much_is_refused_in_bounded_memory(
     assert peak < 1 << 24
 
 
+@pytest.mark.parametrize("name", ["readme.html", "cifar-10-batches-bin/test_batch.bin"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_member_that_claims_to_be_huge_is_refused_and_not_sought_the_end_of(kind, name, tmp_path):
+    header = tarfile.TarInfo(name)
+    header.type, header.size = kind, 1 << 60
+    zipped = gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(zipped)
+    with pytest.raises(DataError, match="unpacks to over"):
+        load("cifar10", tmp_path)
+
+
 def test_headers_that_make_tarfile_recurse_are_a_clear_error(tmp_path):
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(long_name(0) * 5000))
     with pytest.raises(DataError, match="cannot be read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import h5py
@@ -257,6 +258,20 @@ def test_images_that_never_reached_the_disk_are_made_again(damage, tmp_path, rng
     outcome = convert_tree(tree, tmp_path / "x.h5")
     assert outcome.finished
     assert outcome.redone == 2 * convert.TASK
+    convert_tree(tree, tmp_path / "y.h5")
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
+def test_a_part_that_was_cut_short_is_not_believed_where_it_was_synced(tmp_path, rng):
+    tree = make_tree(tmp_path / "source", rng, images=20)
+    stopped_after(tree, tmp_path / "x.h5", 4)
+    text = b'{"synced":%d}' % (4 * convert.TASK)
+    with (tmp_path / "x.h5.journal").open("ab") as journal:
+        journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
+    file = tmp_path / "x.h5.part"
+    os.truncate(file, open_store_start(tree, tmp_path) + 12 * 24 * 24 * 3)  # within the second stretch
+    outcome = convert_tree(tree, tmp_path / "x.h5")
+    assert outcome.redone == 3 * convert.TASK
     convert_tree(tree, tmp_path / "y.h5")
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
 

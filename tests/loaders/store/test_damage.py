@@ -150,6 +150,21 @@ def test_a_damaged_heap_is_an_error_not_a_hang(made, monkeypatch):
         open_store(made)
 
 
+@pytest.mark.parametrize("kind", [h5py.vlen_dtype(np.int32), [("a", h5py.string_dtype()), ("b", "i4")]])
+def test_an_attribute_that_is_neither_text_nor_numbers_is_not_read(kind, made):
+    value = np.empty((), kind)
+    value[()] = np.arange(7, dtype=np.int32) if value.dtype.kind == "O" else ("text", 1)
+    with h5py.File(made, "r+") as file:
+        del file.attrs["made_by"]
+        file.attrs.create("made_by", value, shape=(), dtype=value.dtype)
+    data = bytearray(made.read_bytes())
+    at = data.index(b"GCOL") + 16
+    data[at : at + 64] = bytes(64)  # over which HDF5 never ends
+    made.write_bytes(data)
+    with pytest.raises(DataError, match="its attribute made_by is neither text nor numbers"):
+        open_store(made)
+
+
 def test_new_stores_hold_no_heap_and_plain_h5py_gives_their_texts_as_bytes(made):
     assert b"GCOL" not in made.read_bytes()
     with h5py.File(made) as file:
@@ -214,6 +229,7 @@ def test_what_is_no_image_store_is_refused_in_one_line(kind, says, made, tmp_pat
         ("virtual", "labels is a link"),
         ("link", "images is a link"),
         ("labels", r"labels in 0\.\.1000000000 for 3 classes"),
+        ("holes", "labels has 2147483648 entries of int64"),
     ],
 )
 def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(
@@ -240,6 +256,13 @@ def test_a_store_that_promises_what_is_not_there_is_refused_without_the_memory(
         elif hostile == "link":  # which may as well lead to a pipe, whose opening never ends
             del file["images"]
             file["images"] = h5py.ExternalLink(str(made), "/images")
+        elif hostile == "holes":  # the file is long enough, and takes next to nothing on the disk
+            del file["labels"]
+            place = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            place.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            shape = h5py.h5s.create_simple((1 << 31,))
+            h5py.h5d.create(file.id, b"labels", h5py.h5t.NATIVE_INT64, shape, place)
         else:
             file["labels"][0] = 10**9
     with pytest.raises(DataError, match=rf"damaged image store \({says}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -182,6 +183,16 @@ def test_a_pipe_and_a_file_that_is_too_large_are_refused_without_reading(tmp_pat
         file.truncate(1 << 40)
     with pytest.raises(BadImageError, match="bytes"):
         read_source(str(tmp_path / "huge"))
+
+
+def test_reads_that_the_system_cuts_short_are_finished(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(bytes(range(100)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 7), offset))
+    assert read_source(str(tmp_path / "x")) == bytes(range(100))
+    assert read_source(str(tmp_path / "x"), 3, 50) == bytes(range(3, 53))
+    with pytest.raises(BadImageError, match="ends after 10 of 20 bytes"):
+        read_source(str(tmp_path / "x"), 90, 20)
 
 
 def test_a_stretch_beyond_the_end_of_its_archive_is_reported(tmp_path):

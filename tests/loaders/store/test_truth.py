@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 
 import pytest
 
@@ -74,6 +75,16 @@ def test_several_boxes_names_of_columns_and_a_byte_order_mark_do_not_matter(read
 def test_a_row_without_a_class_is_refused(read):
     with pytest.raises(DataError, match="row 2 says"):
         read("a.jpg,cat\nb.jpg,\n", "a.jpg", "b.jpg")
+
+
+def test_an_archive_or_another_encoding_is_said_to_be_no_text(tmp_path):
+    (tmp_path / "meta.mat").write_bytes(b"")
+    with tarfile.open(tmp_path / "kit.tar.gz", "w:gz") as kit:
+        kit.add(tmp_path / "meta.mat", "data/meta.mat")
+    (tmp_path / "wide.txt").write_text("a.jpg cat\n", encoding="utf-16")
+    for name in ("kit.tar.gz", "wide.txt"):
+        with pytest.raises(DataError, match=rf"{name}: is no text in UTF-8; .* unpack it"):
+            read_truth(tmp_path / name, ["a.jpg"])
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
