@@ -322,6 +322,20 @@ def test_tiny_and_huge_errors_give_finite_updates(scale, normalised, rng):
         assert all(np.isfinite(gradient).all() for gradient in pair)
 
 
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-70, 2.0**50])
+def test_normalised_updates_are_in_proportion_to_the_error(scale, rng):
+    """Where kinks are crossed too: squares of float32 would underflow, and the nudge be 0."""
+    network = dense_network(rng, dtype="float32", depth=5, away=0.1, linear_output=False)
+    x, labels = batch(rng, network)
+    records = network.forward(x)
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    rule = bind("gait", gamma=0.5, solver=LU)
+    expected = rule(network.layers, records, error)
+    got = rule(network.layers, records, error * np.float32(scale))
+    back = [(dW / np.float32(scale), db / np.float32(scale)) for dW, db in got]
+    assert worst(back, expected) < 1e-4
+
+
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_the_update_of_a_layer_does_not_depend_on_the_weights_below(name, rng):
     network = dense_network(rng, used=10, away=0.1)
