@@ -171,6 +171,25 @@ def test_normal_equations_that_lose_too_many_digits_give_way_to_qr(device, dtype
     assert (reports[0].method, reports[0].terms) == ("qr", 0)
 
 
+def test_lu_of_a_tall_matrix_means_qr(rng):
+    reports = []
+    W = tall(rng, 90, 30, 2.0)
+    InverseSolver(method="lu", reports=reports)(rng.standard_normal((4, 30)), W, gram(W))
+    assert reports[0].method == "qr"
+
+
+def test_the_series_is_within_tolerance_where_columns_differ_in_length(rng):
+    """The terms are summed before W^T is multiplied: what counts is how long they are after it."""
+    for _ in range(30):
+        W = tall(rng, 30, 12, 0.01, "float32") * np.geomspace(1, 10, 12, dtype=np.float32)
+        d = rng.standard_normal((5, 12)).astype(np.float32)
+        reports = []
+        z = InverseSolver(reports=reports)(d, W, gram(W))
+        assert reports[0].method == "series"
+        expected = d.astype(np.float64) @ np.linalg.pinv(W.astype(np.float64))
+        assert relative(z, expected) < DEFAULT_TOLERANCE["float32"]
+
+
 def test_a_tall_matrix_without_full_rank_is_an_error_that_names_the_layer(dtype, rng):
     W = rng.standard_normal((20, 6)).astype(dtype)
     W[:, 3] = W[:, 1]
