@@ -336,6 +336,17 @@ def test_normalised_updates_are_in_proportion_to_the_error(scale, rng):
     assert worst(back, expected) < 1e-4
 
 
+@pytest.mark.parametrize("name", rules.INVERTING)
+def test_a_gram_at_hand_is_what_the_product_with_the_inverse_is_made_of(name, rng):
+    network = dense_network(rng, away=1e-3, dtype="float32")
+    x, labels = batch(rng, network)
+    records, reports = network.forward(x), []
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    rule = bind(name, solver=InverseSolver(reports=reports))
+    rule(network.layers, records, error, [None, *(gram(layer.W) for layer in network.layers[1:])])
+    assert [report.method for report in reports] == ["series"] * 3
+
+
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_the_update_of_a_layer_does_not_depend_on_the_weights_below(name, rng):
     network = dense_network(rng, used=10, away=0.1)
