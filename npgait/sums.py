@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import DTypeLike
 
 from npgait.backend import Array, array_module
 
@@ -27,9 +28,9 @@ def column_sums(x: Array) -> Array:
     return sums if whole == len(x) else sums + x[whole:].sum(axis=0)
 
 
-def squared_norms(x: Array, dtype: DTypeLike = None) -> Array:
+def squared_norms(x: Array, dtype: Any = None) -> Array:
     """Return ||x||_2^2 of each row of an array (N, m), (N,), in `dtype`: on the CPU without x * x."""
-    dtype = x.dtype if dtype is None else np.dtype(dtype)
+    dtype = x.dtype if dtype is None else dtype
     if array_module(x) is not np:
         x = x.astype(dtype, copy=False)
         return (x * x).sum(axis=1)
