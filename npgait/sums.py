@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from npgait.backend import Array, array_module
@@ -26,10 +28,13 @@ def column_sums(x: Array) -> Array:
     return sums if whole == len(x) else sums + x[whole:].sum(axis=0)
 
 
-def squared_norms(x: Array) -> Array:
-    """Return ||x||_2^2 of each row of an array (N, m), (N,): on the CPU without x * x."""
+def squared_norms(x: Array, dtype: Any = None) -> Array:
+    """Return ||x||_2^2 of each row of an array (N, m), (N,), in `dtype`: on the CPU without x * x."""
+    dtype = x.dtype if dtype is None else dtype
     if array_module(x) is not np:
+        x = x.astype(dtype, copy=False)
         return (x * x).sum(axis=1)
-    if x.flags.f_contiguous and not x.flags.c_contiguous:  # its rows as products take 20 times as long
-        return np.einsum("ij,ij->i", x, x)
+    # As products, rows of an array by columns take 20 times as long, and another dtype takes a copy.
+    if dtype != x.dtype or (x.flags.f_contiguous and not x.flags.c_contiguous):
+        return np.einsum("ij,ij->i", x, x, dtype=dtype)
     return (x[:, None, :] @ x[:, :, None]).reshape(-1)

@@ -111,3 +111,13 @@ def test_results_keep_the_dtype(dtype):
 def test_a_slope_without_an_inverse_is_refused(slope):
     with pytest.raises(ValueError, match="slope"):
         LeakyReLU(slope)
+
+
+@pytest.mark.parametrize("slope", ["0.1", True, None])
+def test_a_slope_that_is_no_number_is_refused(slope):
+    with pytest.raises(TypeError, match="slope of the leaky ReLU is"):
+        LeakyReLU(slope)
+
+
+def test_the_slope_is_the_published_one_unless_another_is_given():
+    assert LeakyReLU() == LeakyReLU(0.1)

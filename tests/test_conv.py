@@ -273,6 +273,7 @@ def test_a_convolution_has_the_arguments_of_a_dense_layer(method):
     [
         ((17, 4), (4,), {}, r"W \(17, 4\); expected \(18"),
         ((18, 4), (3,), {}, r"b \(3,\); expected \(4,\)"),
+        ((18, 0), (0,), {}, r"W \(18, 0\); expected \(18"),
         ((18, 4), (4,), {"used": 5}, "used is 5"),
         ((18, 4), (4,), {"patch_bytes": 0}, "patch_bytes is 0"),
     ],
@@ -280,6 +281,11 @@ def test_a_convolution_has_the_arguments_of_a_dense_layer(method):
 def test_shapes_that_do_not_fit_are_refused(W, b, options, message):
     with pytest.raises(ValueError, match=message):
         Conv2D(np.zeros(W), np.zeros(b), Window(4, 4, 2, 3), **options)
+
+
+def test_what_is_no_activation_is_refused():
+    with pytest.raises(TypeError, match="expected an activation"):
+        Conv2D(np.zeros((18, 4)), np.zeros(4), Window(4, 4, 2, 3), f="relu")
 
 
 # --- networks -----------------------------------------------------------------------------------------

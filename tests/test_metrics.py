@@ -29,6 +29,12 @@ def test_angle_of_parallel_arrays_is_zero_in_single_precision(rng):
     assert angle(u, -u) == pytest.approx(180)
 
 
+def test_small_angles_between_arrays_in_single_precision_are_those_of_their_values(rng):
+    u = rng.standard_normal((30, 20)).astype(np.float32)
+    v = (u + 1e-6 * rng.standard_normal(u.shape)).astype(np.float32)
+    assert angle(u, v) == pytest.approx(angle(u.astype(np.float64), v.astype(np.float64)), rel=1e-9)
+
+
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 def test_an_array_without_direction_has_no_angle(bad):
     assert angle(np.full(3, bad), np.ones(3)) is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from npgait import models, rules
 from npgait.activations import Linear
 from npgait.inverse import InverseSolver
+from npgait.layers import Dense
 from npgait.losses import softmax_cross_entropy, squared_error
 from npgait.metrics import angle
 from npgait.models import cifar10
@@ -320,6 +321,53 @@ def test_tiny_and_huge_errors_give_finite_updates(scale, normalised, rng):
     error = (error * scale).astype(np.float32)
     for pair in bind("gait", normalised=normalised)(network.layers, records, error):
         assert all(np.isfinite(gradient).all() for gradient in pair)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-70, 2.0**50])
+def test_normalised_updates_are_in_proportion_to_the_error(scale, rng):
+    """Where kinks are crossed too: squares of float32 would underflow, and the nudge be 0."""
+    network = dense_network(rng, dtype="float32", depth=5, away=0.1, linear_output=False)
+    x, labels = batch(rng, network)
+    records = network.forward(x)
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    rule = bind("gait", gamma=0.5, solver=LU)
+    expected = rule(network.layers, records, error)
+    got = rule(network.layers, records, error * np.float32(scale))
+    back = [(dW / np.float32(scale), db / np.float32(scale)) for dW, db in got]
+    assert worst(back, expected) < 1e-4
+
+
+@pytest.mark.parametrize("targets", rules.TARGETS)
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_in_a_network_of_one_layer_every_rule_is_backpropagation(name, targets, rng):
+    network = Network([Dense(rng.standard_normal((12, 5)), rng.standard_normal(5))])
+    x, labels = batch(rng, network)
+    rule = bind(name, targets=targets, feedback=draw_feedback(name, network, rng))
+    expected = updates_of(network, bind("bp"), x, labels)
+    assert worst(updates_of(network, rule, x, labels), expected) < 1e-12
+    np.testing.assert_array_equal(network.predict(x), network.output(x).argmax(axis=1))
+
+
+def test_gamma_is_the_published_one_unless_another_is_given(rng):
+    network = dense_network(rng, depth=2, away=0.1)
+    x, labels = batch(rng, network)
+    for options, gamma in (({}, 1e-7), ({"normalised": False}, 1e-3)):
+        expected = updates_of(network, bind("gait", gamma=gamma, **options), x, labels)
+        got = updates_of(network, bind("gait", **options), x, labels)
+        assert worst(got, expected) == 0
+        assert rules.default_gamma("gait", options.get("normalised", True)) == gamma
+    assert rules.default_gamma("itp", True) == rules.default_gamma("itp", False) == 1e-3
+
+
+@pytest.mark.parametrize("name", rules.INVERTING)
+def test_a_gram_at_hand_is_what_the_product_with_the_inverse_is_made_of(name, rng):
+    network = dense_network(rng, away=1e-3, dtype="float32")
+    x, labels = batch(rng, network)
+    records, reports = network.forward(x), []
+    _, error = softmax_cross_entropy(records[-1].y, labels)
+    rule = bind(name, solver=InverseSolver(reports=reports))
+    rule(network.layers, records, error, [None, *(gram(layer.W) for layer in network.layers[1:])])
+    assert [report.method for report in reports] == ["series"] * 3
 
 
 @pytest.mark.parametrize("name", rules.NAMES)

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
@@ -145,7 +147,8 @@ def gait_absolute(
 
 def _normalised(gamma: float, n: int, e: Array) -> Array:
     """Return gamma sqrt(n) / ||e|| per sample: gamma_l of e = t - y, s_l of e = e_l; 0 where e = 0."""
-    return _divide(gamma * n**0.5, norm_per_sample(e))
+    size = _divide(gamma * n**0.5, norm_per_sample(e))
+    return size.clip(None, np.finfo(e.dtype).max).astype(e.dtype)
 
 
 def _divide(numerator: Array | float, denominator: Array | float) -> Array:
