@@ -11,7 +11,7 @@ from npgait import sums
 from npgait.activations import Linear
 from npgait.backend import to_host
 from npgait.layers import Dense
-from npgait.sums import column_sums, squared_norms
+from npgait.sums import column_sums, norms, squared_norms
 from tests.fake_cupy import FakeArray, fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
@@ -25,6 +25,16 @@ def test_squared_norms_are_those_of_rows_however_they_lie(shape, dtype, fake_gpu
         np.testing.assert_allclose(
             got, np.square(x.astype(float)).sum(1), rtol=100 * np.finfo(dtype).eps
         )
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e-19, 1.0, 1e25])
+def test_norms_of_rows_are_exact_where_their_squares_would_not_be(scale, dtype, fake_gpu, rng):  # noqa: F811
+    x = (rng.standard_normal((6, 40)) * scale).astype(dtype)
+    x[2], x[3] = 0, x[3] / scale
+    for got in (norms(x), to_host(norms(fake_gpu.xp.asarray(x)))):
+        assert got.dtype == np.float64
+        expected = np.sqrt(np.square(x.astype(float)).sum(1))
+        np.testing.assert_allclose(got, expected, rtol=100 * np.finfo(dtype).eps)
 
 
 def test_column_sums_are_sums_over_rows(dtype, rng):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-import numpy as np
-
 from npgait.backend import Array, array_module
 from npgait.network import Layer
-from npgait.sums import squared_norms
+from npgait.sums import norms
 
 # Called with the number of the layer, and the direction v and size s of its nudge.
 Trace = Callable[[int, Array, "Array | float"], None]
@@ -57,9 +55,5 @@ def scaled(m: Array, e: Array) -> Array:
 
 
 def norm_per_sample(e: Array) -> Array:
-    """Return ||e||_2 of each sample in float64, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1).
-
-    The squares of errors of float32 below 1e-19 would underflow, and those above 1e19 overflow.
-    """
-    norms = array_module(e).sqrt(squared_norms(e.reshape(len(e), prod(e.shape[1:])), np.float64))
-    return norms.reshape(len(e), *[1] * (e.ndim - 1))
+    """Return ||e||_2 of each sample in float64, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
+    return norms(e.reshape(len(e), prod(e.shape[1:]))).reshape(len(e), *[1] * (e.ndim - 1))
