@@ -17,7 +17,7 @@ import numpy as np
 
 from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
-from npgait.files import can_be_file
+from npgait.files import MAX_NAME_BYTES, can_be_file
 from npgait.initialisation import INITIALISATIONS
 from npgait.inverse import DEFAULT_TOLERANCE, METHODS
 from npgait.losses import LOSSES
@@ -29,7 +29,6 @@ from npgait.saving import LAYERS_MOST
 from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
-MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
 IN_DTYPE = ("slope", "learning_rate", "epsilon")  # normal in an experiment's dtype; less is 0 on a GPU
 TOO_MANY = 1 << 24  # units, layers, pixels of a side, samples: NumPy's own words for these name no key
 
