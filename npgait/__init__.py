@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-# Ctrl-C while the command is being loaded ends it without a traceback; `npgait.cli.main` undoes this.
+# Ctrl-C while the command is being loaded ends it without a traceback; its `main` undoes this.
 if (
     sys.orig_argv[1:3] == ["-m", "npgait"]
     or os.path.basename("".join(sys.orig_argv[1:2])) in ("npgait", "npgait.exe")

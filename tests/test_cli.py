@@ -861,7 +861,7 @@ def test_a_layer_that_no_checkpoint_can_hold_is_said_before_anything_is_trained(
 
 
 def test_what_does_not_fit_into_memory_says_what_to_lower(tmp_path, monkeypatch):
-    def too_large(*sizes, **options):
+    def too_large(*sizes, f_output=None, **options):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
     monkeypatch.setitem(models.MODELS, "square", too_large)
