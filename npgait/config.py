@@ -17,7 +17,7 @@ import numpy as np
 
 from npgait.augmentation import AUGMENTATIONS
 from npgait.data import NORMALISATIONS
-from npgait.files import can_be_file
+from npgait.files import MAX_NAME_BYTES, can_be_file
 from npgait.initialisation import INITIALISATIONS
 from npgait.inverse import DEFAULT_TOLERANCE, METHODS
 from npgait.losses import LOSSES
@@ -29,7 +29,6 @@ from npgait.saving import LAYERS_MOST
 from npgait.step import REDUCTIONS
 
 OPTIMIZERS = ("adam", "sgd", "momentum")
-MAX_NAME_BYTES = 255  # of a folder, on the file systems in use
 IN_DTYPE = ("slope", "learning_rate", "epsilon")  # normal in an experiment's dtype; less is 0 on a GPU
 TOO_MANY = 1 << 24  # units, layers, pixels of a side, samples: NumPy's own words for these name no key
 
@@ -264,6 +263,7 @@ def _expected(key: str) -> str:
 def _check_together(e: Experiment, where: str) -> None:
     """Refuse values that are fine alone and cannot work together, or not on this machine."""
     problem = None
+    takes = inspect.signature(MODELS[e.network]).parameters
     low, high = float(np.finfo(e.dtype).tiny), float(np.finfo(e.dtype).max)
     if not can_be_file(e.name):
         problem = (
@@ -287,7 +287,7 @@ def _check_together(e: Experiment, where: str) -> None:
         problem = f"key {beyond[0]!r} is {got}; {e.dtype} holds {low:.1e} to {high:.1e}"
     elif e.network != "imagenet" and e.patch_bytes is not None:
         problem = "key 'patch_bytes' belongs to network 'imagenet'"
-    elif e.network not in ("square", "tower") and e.output_activation != "same":
+    elif e.output_activation != "same" and "f_output" not in takes:
         problem = f"key 'output_activation' does not apply to {e.network!r}: its output is linear"
     elif e.network == "imagenet" and (e.width is not None or e.depth is not None):
         problem = "keys 'width' and 'depth' do not apply to network 'imagenet'"

@@ -14,6 +14,8 @@ from typing import BinaryIO
 # How a file system without locks says so; NFS has the last of a file that is only open to read.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
+MAX_NAME_BYTES = 255  # of a file or folder, on the file systems in use
+
 
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
@@ -38,7 +40,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no plain file; name one, or a new one", str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         try:
             yield temporary
@@ -50,6 +52,14 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a read-only file system says so of a file that is not there, too
             temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """Return a temporary path in the folder of `path`, its name cut where it would be too long a one."""
+    name = path.name
+    while len(os.fsencode(temporary := f".{name}.{os.getpid()}.tmp")) > MAX_NAME_BYTES:
+        name = name[1:]
+    return path.with_name(temporary)
 
 
 def rename(path: Path, to: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -135,13 +137,8 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         npgait.backend.DeviceError
             If there is no such device.
         """
-        before = self.__dict__.copy()
-        try:
+        with self._as_before_on_failure():
             return self._fit(X, y)
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> GAITClassifier:
         """Train for one epoch on a part of the data, going on from where training stands.
@@ -172,9 +169,12 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         unknown = np.setdiff1d(y, known)
         if unknown.size:
             raise ValueError(f"y holds classes {unknown}; the first call of partial_fit had {known}")
-        if fresh:
+        if not fresh:
+            self._train(X, y, 1)
+            return self
+        with self._as_before_on_failure():
             self._start(known)
-        self._train(X, y, 1)
+            self._train(X, y, 1)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -199,6 +199,17 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     # --- inside -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _as_before_on_failure(self) -> Iterator[None]:
+        """Forget a fresh network whose block fails: what was learned before it is there again."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _fit(self, X: Any, y: Any) -> GAITClassifier:
         """Train a fresh network in the place of what there is."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from npgait.config import KEYS, ConfigError, Experiment, make_experiment
 from npgait.experiments import find_experiments, parse_override, preset_files, read_experiments, to_toml
+from npgait.models import MODELS, square
 from npgait.session import build_session
 
 FILE = Path("my.toml")
@@ -366,3 +367,11 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[[experiment]]\nname = "one"\n', encoding="utf-8-sig")
     assert [e.name for e in read_experiments(path)] == ["one"]
+
+
+def test_a_network_that_takes_an_output_activation_is_given_it_whatever_its_name(monkeypatch):
+    linear = {"name": "a", "network": "cifar10", "output_activation": "linear"}
+    with pytest.raises(ConfigError, match="'output_activation' does not apply to 'cifar10'"):
+        make_experiment(linear, "here")
+    monkeypatch.setitem(MODELS, "cifar10", square)  # as one of a user's own, with the keywords of square
+    assert make_experiment(linear, "here").output_activation == "linear"

@@ -35,6 +35,15 @@ def test_what_a_link_leads_to_is_replaced_and_the_link_is_kept(tmp_path):
         assert (tmp_path / target).read_text() == "new"
 
 
+@pytest.mark.parametrize("name", [255 * "a", 80 * "日" + "b.html"])
+def test_a_file_may_have_the_longest_name_that_there_is(name, tmp_path):
+    for text in ("old", "new"):
+        write_text(tmp_path / name, text)
+    write_text(tmp_path / name[1:], "other", new=True)
+    assert (tmp_path / name).read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == sorted([name, name[1:]])
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")

@@ -160,6 +160,13 @@ def test_a_first_call_that_failed_leaves_nothing_behind(blobs):
         model.predict(X)
     with pytest.raises(ValueError, match="batch_size"):
         clone(model).set_params(batch_size=0).partial_fit(X, y)
+    for wrong in ({"learning_rate": -1.0}, {"rule": "none"}, {"ortho_strength": 3.0}):
+        right = model.get_params()
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.set_params(**wrong).partial_fit(X, y)
+        with pytest.raises(NotFittedError):
+            model.predict(X)
+        model.set_params(**right)
     assert model.partial_fit(X, y, classes=np.unique(y)).n_iter_ == 1
 
 

@@ -161,7 +161,7 @@ def _journal_of(job: Job) -> Iterator[None]:
             os.lstat(folder / f".{job.report_path.name}.{1 << 22}.tmp")
         job.journal = open_journal(path, header)
     except OSError as error:
-        if not path.exists():  # nobody has asked for a journal
+        if not os.path.exists(path):  # nobody has asked for a journal; Path.exists may say so again
             error.filename = str(job.out)
         raise
     except BusyError as error:
