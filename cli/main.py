@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -119,8 +118,6 @@ for command in (run, resume, presets, data, compare, plot, report, check, bench,
 
 def main() -> None:
     """Entry point of the command `npgait`."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by npgait/__init__.py, while it loads
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # not every encoding has every letter of a name
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -10,15 +10,6 @@ Five lines train a network:
 """
 
 import os
-import signal
-import sys
-
-# Ctrl-C while the command is being loaded ends it without a traceback; its `main` undoes this.
-if (
-    sys.orig_argv[1:3] == ["-m", "npgait"]
-    or os.path.basename("".join(sys.orig_argv[1:2])) in ("npgait", "npgait.exe")
-) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Before NumPy is loaded: threads of OpenBLAS that have nothing to do shall sleep after 2^15 cycles, not
 # after 2^26. They would take a core from whatever comes between two products. A user's own setting wins.

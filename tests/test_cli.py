@@ -21,7 +21,6 @@ import pytest
 from click.testing import CliRunner
 
 from npgait import kernels, models
-from npgait.cli import main
 from npgait.cli import run as run_command
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.main import cli
@@ -411,35 +410,6 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(number):
             assert not stop()
     finally:
         signal.signal(number, before)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-@pytest.mark.parametrize("module", ["numpy", "click"])
-@pytest.mark.parametrize("as_script", [False, True])
-def test_ctrl_c_while_the_command_is_loaded_ends_it_without_a_traceback(as_script, module, tmp_path):
-    press = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
-    (tmp_path / f"{module}.py").write_text(press)
-    script = tmp_path / "npgait"
-    script.write_text("from npgait.cli.main import main\nmain()\n")
-    done = subprocess.run(
-        [sys.executable, script, "presets"] if as_script else [*RUN, "presets"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-def test_ctrl_c_is_a_keyboard_interrupt_once_the_command_runs(monkeypatch):
-    handlers = []
-    monkeypatch.setattr(main, "cli", lambda **_: handlers.append(signal.getsignal(signal.SIGINT)))
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        main.main()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert handlers == [signal.default_int_handler]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
