@@ -76,7 +76,7 @@ def fit(
     >>> network = npgait.models.square(n_in=64, n_classes=10, width=128, depth=3)
     >>> rows = npgait.fit(network, x, labels, rule="gait", epochs=20)  # doctest: +SKIP
     """
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     if not isinstance(rule, str | Rule):
@@ -87,7 +87,7 @@ def fit(
         raise TypeError(f"optimizer is {optimizer!r}; expected one of optimizers, Adam(1e-3), say")
     if test is not None and not (isinstance(test, tuple | list) and len(test) == 2):
         raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
-    streams = random_streams(seed)
+    streams = random_streams(whole("seed", seed, 0))
     if isinstance(rule, str):
         network.feedback = feedback_of(rule, network, streams.feedback)
         rule = bind(rule, feedback=network.feedback)

@@ -80,6 +80,14 @@ def test_batches_are_checked_against_the_network_and_of_its_dtype_and_device(han
         fitting.fit(network, x, labels, rule="bp", test=(x, [0, 1, 2, 3, 1, 2]))
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"loss": ["cross_entropy"]}, {"loss": "mse"}, {"seed": -1}, {"seed": "a"}]
+)
+def test_a_loss_or_a_seed_that_is_none_is_refused_by_its_name(wrong, handed_on):
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        fit(**wrong)
+
+
 @pytest.mark.parametrize("test", [np.ones((6, 8)), (np.ones((6, 8)),), (np.ones((6, 8)), [0] * 6, 1)])
 def test_a_test_set_is_a_pair(test, handed_on):
     with pytest.raises(TypeError, match="expected a pair"):
