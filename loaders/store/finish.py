@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from npgait.loaders.store.job import LEAST_ROOM, Job
 from npgait.loaders.store.journal import naming, write_all
 from npgait.loaders.store.layout import GOOD, Head
 from npgait.loaders.store.listing import ArrayListing
+
+NAMES_BYTES = 1 << 30  # of all names of images; 838 each of ImageNet's training set
 
 
 def first_head(job: Job) -> Head:
@@ -111,9 +113,13 @@ def _write_report(job: Job) -> Path | None:
     return job.report_path
 
 
-def _as_bytes(names: Any) -> NDArray[np.bytes_]:
-    """Return names as UTF-8 in an array of one width; what is not text is escaped."""
-    cut = [name.encode("utf-8", "backslashreplace")[: layout.MAX_NAME] for name in names]
+def _as_bytes(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """Return names as UTF-8 in an array of one width; what is not text is escaped.
+
+    The longest are cut: all take as much memory as one of them does.
+    """
+    most = min(layout.MAX_NAME, NAMES_BYTES // len(names))
+    cut = [name.encode("utf-8", "backslashreplace")[:most] for name in names]
     return np.array([name.decode("utf-8", "ignore").encode() for name in cut])
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from npgait.loaders import DataError
-from npgait.loaders.store import Settings, convert, find_listings, open_store, prepare
+from npgait.loaders.store import Settings, convert, find_listings, finish, open_store, prepare
 from npgait.loaders.store.inspect import verify
 from npgait.loaders.store.listing import ArrayListing
 from tests.loaders.store.conftest import encoded, make_tree, smooth
@@ -48,6 +48,15 @@ def test_plain_h5py_reads_everything(shuffled, tree, tmp_path):
         np.testing.assert_array_equal(image, reference(tree / name, 24))
     assert (names == sorted(names)) is not shuffled
     assert sorted(os.listdir(tmp_path)) == ["source", "x.h5"]
+
+
+def test_names_of_images_are_cut_where_together_they_would_fill_the_memory(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(finish, "NAMES_BYTES", 21 * 12)
+    convert_tree(tree, tmp_path / "x.h5")
+    store = open_store(tmp_path / "x.h5")
+    assert store.head.sources.dtype == "S12"
+    assert sorted(set(store.head.sources)) == [b"n%08d/n0" % number for number in range(3)]
+    assert not [damage for _, found in verify(store) for damage in found]
 
 
 def test_the_real_sample_is_converted_whole(shared_data, tmp_path):
