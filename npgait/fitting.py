@@ -91,7 +91,7 @@ def fit(
     if isinstance(rule, str):
         network.feedback = feedback_of(rule, network, streams.feedback)
         rule = bind(rule, feedback=network.feedback)
-        ortho_strength = ortho_strength if rule.inverting_walk is not None else 0.0
+        ortho_strength = ortho_strength if rule.difference_form is not None else 0.0
     recipe = Recipe(
         rule,
         LOSSES[loss],

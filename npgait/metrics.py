@@ -94,8 +94,8 @@ def measure(
 ) -> list[LayerMeasures]:
     """Return the measures of each layer for one step of a rule.
 
-    One extra walk of backpropagation, and one of the rule's difference form if it inverts layers (for
-    absolute targets that is the walk they equal up to rounding). Off the hot path.
+    One extra pass of backpropagation, and one of the rule's difference form if it inverts layers (which
+    absolute targets equal up to rounding). Off the hot path.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ def _nudges(
     rule: Rule,
     grams: Sequence[Array | None],
 ) -> dict[int, dict[str, Any]]:
-    """Walk once in difference form and note, by number of layer, what each inversion did."""
-    if rule.inverting_walk is None:
+    """Run the difference form once and note, by number of layer, what each inversion did."""
+    if rule.difference_form is None:
         return {}
     reports: list[SolveReport] = []
     solver = rule.solver.fresh(reports)
@@ -155,7 +155,7 @@ def _nudges(
         }
         above = s
 
-    rule.inverting_walk(layers, records, error, grams=grams, solver=solver, trace=trace)
+    rule.difference_form(layers, records, error, grams=grams, solver=solver, trace=trace)
     for l, report in zip(sorted(noted, reverse=True), reports, strict=True):
         noted[l] |= {"inverse_residual": report.residual, "inverse_terms": report.terms}
     return noted

@@ -39,10 +39,10 @@ def bound(name, network, **options):
 
 
 def test_a_rule_without_the_form_that_is_asked_for_is_refused():
-    for walks, auxiliary in (((None, rules.itp), True), ((None, None), False)):
-        with pytest.raises(ValueError, match="rule 'mine' has no walk for a"):
-            rules.Rule("mine", *walks, InverseSolver(), auxiliary=auxiliary)
-    assert rules.Rule("mine", None, rules.itp, InverseSolver()).inverting_walk is rules.itp
+    for forms, auxiliary in (((None, rules.itp), True), ((None, None), False)):
+        with pytest.raises(ValueError, match="rule 'mine' has no form for a"):
+            rules.Rule("mine", *forms, InverseSolver(), auxiliary=auxiliary)
+    assert rules.Rule("mine", None, rules.itp, InverseSolver()).difference_form is rules.itp
 
 
 # --- (i) GAIT-prop is backpropagation when W is orthogonal ------------------------------------------
@@ -469,7 +469,7 @@ def test_errors_and_outputs_that_a_rule_does_not_take_are_named(rng):
 
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_the_rules_that_invert_layers_are_those_that_say_so(name):
-    assert (bind(name, feedback=[]).inverting_walk is not None) == (name in rules.INVERTING)
+    assert (bind(name, feedback=[]).difference_form is not None) == (name in rules.INVERTING)
 
 
 @pytest.mark.parametrize("name", rules.NAMES)

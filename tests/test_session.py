@@ -38,7 +38,7 @@ def test_the_settings_of_a_rule_reach_it(gamma, normalised):
     rule = session(
         gamma=gamma, normalised=normalised, inverse_method="lu", inverse_tolerance=0.25
     ).recipe.rule
-    assert rule.inverting_walk.keywords == {"gamma": gamma, "normalised": normalised}
+    assert rule.difference_form.keywords == {"gamma": gamma, "normalised": normalised}
     assert (rule.solver.method, rule.solver.tolerance) == ("lu", 0.25)
     assert not rule.auxiliary
     assert session(targets="absolute").recipe.rule.auxiliary

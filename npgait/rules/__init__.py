@@ -46,7 +46,7 @@ __all__ = [
 
 INVERTING = ("tp", "itp", "gait")  # need every layer but the first to have an inverse
 NAMES = ("bp", "fa", "dfa", *INVERTING)
-Walk = Callable[..., list[Update]]
+Form = Callable[..., list[Update]]
 TARGETS = ("difference", "absolute")
 
 
@@ -57,34 +57,35 @@ class Rule:
     Parameters
     ----------
     name : str
-    walk : callable
-        (layers, records, error) -> updates: for BP, FA, DFA and absolute targets.
-    inverting_walk : callable or None
-        (layers, records, error, grams=, trace=, solver=) -> updates: the difference form of a rule
-        that inverts layers; for absolute targets, the form they equal up to rounding.
+    function : callable or None
+        (layers, records, error) -> updates: BP, FA or DFA, or of a rule that inverts layers its form for
+        absolute targets.
+    difference_form : callable or None
+        (layers, records, error, grams=, trace=, solver=) -> updates, of a rule that inverts layers: what
+        runs where targets are not absolute, and what is measured of either.
     solver : InverseSolver
     auxiliary : bool
-        Whether the forward pass has to compute auxiliary units, as absolute targets need.
+        Whether targets are absolute, so that the forward pass has to compute auxiliary units.
     feedback : sequence of array or None, optional
         What FA and DFA have bound, to be seen to fit the layers.
 
     Raises
     ------
     ValueError
-        If there is no walk of the form that is asked for.
+        If the form that is asked for is missing.
     """
 
     name: str
-    walk: Walk | None
-    inverting_walk: Walk | None
+    function: Form | None
+    difference_form: Form | None
     solver: InverseSolver
     auxiliary: bool = False
     feedback: Sequence[Array | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.walk is None and (self.auxiliary or self.inverting_walk is None):
-            form = "absolute targets" if self.auxiliary else "any targets"
-            raise ValueError(f"rule {self.name!r} has no walk for {form}")
+        if self.function is None and (self.auxiliary or self.difference_form is None):
+            targets = "absolute targets" if self.auxiliary else "any targets"
+            raise ValueError(f"rule {self.name!r} has no form for {targets}")
 
     def __call__(
         self,
@@ -117,14 +118,14 @@ class Rule:
         """
         self._check(layers, records, error)
         error = error.astype(records[-1].y.dtype, copy=False)
-        if self.walk is not None:
-            return self.walk(layers, records, error)
-        assert self.inverting_walk is not None
+        if self.difference_form is None or self.auxiliary:
+            assert self.function is not None
+            return self.function(layers, records, error)
         grams = grams or [None] * len(layers)
-        return self.inverting_walk(layers, records, error, grams=grams, solver=self.solver)
+        return self.difference_form(layers, records, error, grams=grams, solver=self.solver)
 
     def _check(self, layers: Sequence[Layer], records: Sequence[Record], error: Array) -> None:
-        """Raise a ValueError where error or records are not those that the walks take."""
+        """Raise a ValueError where error or records are not those that the rule takes."""
         output, record = layers[-1], records[-1]
         expected = (len(record.y), output.used)
         if error.shape != expected:
@@ -188,7 +189,7 @@ def bind(
     if name in ("fa", "dfa") and feedback is None:
         raise ValueError(f"rule {name!r} needs feedback weights; see npgait.rules.draw_feedback")
     B = feedback or ()
-    forms: dict[str, tuple[Walk | None, Walk | None]] = {
+    forms: dict[str, tuple[Form | None, Form | None]] = {
         "bp": (bp, None),
         "fa": (partial(fa, feedback=B), None),
         "dfa": (partial(dfa, feedback=B), None),
@@ -201,12 +202,10 @@ def bind(
     }
     if name not in forms:
         raise ValueError(f"rule {name!r} is unknown; use one of {', '.join(NAMES)}")
-    walk, inverting_walk = forms[name]
-    absolute = inverting_walk is not None and targets == "absolute"
-    if inverting_walk is not None and not absolute:
-        walk = None
+    function, difference_form = forms[name]
+    absolute = difference_form is not None and targets == "absolute"
     own = feedback if name in ("fa", "dfa") else None
-    return Rule(name, walk, inverting_walk, solver or InverseSolver(), absolute, own)
+    return Rule(name, function, difference_form, solver or InverseSolver(), absolute, own)
 
 
 def default_gamma(name: str, normalised: bool) -> float:
