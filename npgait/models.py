@@ -192,12 +192,12 @@ def imagenet(
     """
     if len(shape_in) != 3:
         raise ValueError(f"the network takes images (H, W, C); got shape {shape_in}")
-    _check_sizes(height=shape_in[0], width=shape_in[1], channels=shape_in[2])
+    height, width, channels = shape_in
+    _check_sizes(height=height, width=width, channels=channels, n_classes=n_classes)
     f = f or LeakyReLU()
     rng = np.random.default_rng(seed)
     layers: list[Layer] = []
     implicit = _is_implicit(auxiliary)
-    height, width, channels = shape_in
     for number, (kernel, stride, used) in enumerate(IMAGENET, 1):
         window = Window(height, width, channels, kernel, stride, "SAME")
         c_out = window.patch_size if auxiliary is True and number > 1 else used

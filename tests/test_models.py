@@ -81,6 +81,7 @@ def test_single_and_double_precision_start_from_the_same_numbers():
         (lambda: models.tower(8, 2, widths=()), "widths is empty"),
         (lambda: models.imagenet((64, 0, 3), 2), "width is 0"),
         (lambda: models.imagenet((64, 64), 2), r"\(H, W, C\)"),
+        (lambda: models.imagenet((64, 64, 3), -1), "n_classes is -1"),
         (lambda: Dense(np.ones((0, 4)), np.ones(4)), "of one unit or more"),
     ],
 )
