@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from npgait.augmentation import AUGMENTATIONS
+from npgait.backend import DTYPES
 from npgait.data import NORMALISATIONS
 from npgait.files import MAX_NAME_BYTES, can_be_file
 from npgait.initialisation import INITIALISATIONS
@@ -151,7 +152,7 @@ class Experiment:
         10.0, kind=float, low=0, help="minutes between checkpoints within an epoch; 0: every batch"
     )
     seed: int = _option(0, kind=int, low=0, help="seed of weights, feedback, order and augmentation")
-    dtype: str = _option("float32", kind=str, choices=("float32", "float64"), help="arithmetic")
+    dtype: str = _option("float32", kind=str, choices=DTYPES, help="arithmetic")
     measure_every: int = _option(100, kind=int, low=0, help="steps between measurements; 0: none")
     evaluate_train: bool = _option(
         True, kind=bool, help="train metrics of the epoch's final weights, not running means"

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from npgait.backend import Array, array_module
-
-PARAMETERS = (np.dtype("float32"), np.dtype("float64"))
+from npgait.backend import DTYPES, Array, array_module
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -37,7 +35,7 @@ def check_real(name: str, value: Any) -> None:
 
 def check_parameters(name: str, W: Array, b: Array) -> None:
     """Raise a ValueError where W and b are not both float32, or both float64, in native byte order."""
-    if W.dtype != b.dtype or W.dtype not in PARAMETERS or not W.dtype.isnative:
+    if W.dtype != b.dtype or W.dtype not in DTYPES.values() or not W.dtype.isnative:
         raise ValueError(
             f"{name}: W is {W.dtype.str} and b is {b.dtype.str}; expected both float32 or both float64"
         )
