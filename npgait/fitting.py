@@ -98,13 +98,11 @@ def fit(
         optimizer or Adam(learning_rate),
         ortho_strength=ortho_strength,
     )
-    train_data, test_data = (_as_data(network, pair) for pair in ((x, labels), test))
-    assert train_data is not None
     events = train(
         network,
         recipe,
-        train_data,
-        test_data,
+        _as_data(network, x, labels),
+        None if test is None else _as_data(network, *test),
         epochs=epochs,
         batch_size=batch_size,
         streams=streams,
@@ -113,12 +111,11 @@ def fit(
     return [event.row for event in events if isinstance(event, EpochDone)]
 
 
-def _as_data(network: Network, pair: tuple[Any, Any] | None) -> ArrayData | None:
-    """Return (x, labels) as batches of the network's own dtype and device, checked against it."""
-    if pair is None:
-        return None
+def _as_data(network: Network, x: Any, labels: Any) -> ArrayData:
+    """Return arrays as batches of the network's own dtype and device, checked against it."""
     return array_data(
-        *pair,
+        x,
+        labels,
         n_classes=network.n_classes,
         shape=network.shape_in,
         dtype=network.dtype,
