@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from npgait.backend import to_host
 from npgait.files import replacing
-from npgait.layers import Conv2D, Window
+from npgait.layers import Conv2D
 from npgait.network import Layer, Network
 from npgait.saving import describe, slope_of
 
@@ -102,7 +101,15 @@ def _layer(layer: Layer, below: Layer | None, value: str, nodes: list[Any], weig
         if not was_image:
             value = node("Transpose", [value], "channels_first", perm=[0, 3, 1, 2])
         kernel = W.reshape(w.kernel, w.kernel, w.channels, u).transpose(3, 2, 0, 1)
-        value = _conv(node, weight, value, kernel, b, w)
+        (top, bottom), (left, right) = w.pads
+        value = node(
+            "Conv",
+            [value, weight(kernel, "W"), weight(b, "b")],
+            "a",
+            kernel_shape=[w.kernel, w.kernel],
+            strides=[w.stride, w.stride],
+            pads=[top, left, bottom, right],
+        )
     else:
         if was_image:
             value = node("Transpose", [value], "channels_last", perm=[0, 2, 3, 1])
@@ -111,22 +118,3 @@ def _layer(layer: Layer, below: Layer | None, value: str, nodes: list[Any], weig
         value = node("Gemm", [value, weight(W, "W"), weight(b, "b")], "a")
     slope = slope_of(layer.f)
     return value if slope is None else node("LeakyRelu", [value], "y", alpha=slope)
-
-
-def _conv(
-    node: Callable[..., str],
-    weight: Callable[[np.ndarray, str], str],
-    value: str,
-    kernel: np.ndarray,
-    b: np.ndarray,
-    w: Window,
-) -> str:
-    (top, bottom), (left, right) = w.pads
-    return node(
-        "Conv",
-        [value, weight(kernel, "W"), weight(b, "b")],
-        "a",
-        kernel_shape=[w.kernel, w.kernel],
-        strides=[w.stride, w.stride],
-        pads=[top, left, bottom, right],
-    )
