@@ -19,7 +19,7 @@ except ImportError as error:
     ) from error
 
 from npgait import models
-from npgait.activations import LeakyReLU
+from npgait.activations import LeakyReLU, Linear
 from npgait.backend import select_device, to_host
 from npgait.data import ArrayData, array_data
 from npgait.losses import softmax_cross_entropy
@@ -27,7 +27,7 @@ from npgait.network import Network
 from npgait.optimizers import Adam
 from npgait.rules import INVERTING, bind, draw_feedback
 from npgait.streams import random_streams
-from npgait.training import EpochDone, Progress, Recipe, train
+from npgait.training import EpochDone, Recipe, train
 from npgait.validation import whole
 
 
@@ -138,7 +138,12 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
             If there is no such device.
         """
         with self._as_before_on_failure():
-            return self._fit(X, y)
+            epochs = whole("max_iter", self.max_iter)
+            X, y = validate_data(self, X, y, dtype=self.dtype)
+            check_classification_targets(y)
+            self._start(unique_labels(y))
+            self._train(X, y, epochs)
+        return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> GAITClassifier:
         """Train for one epoch on a part of the data, going on from where training stands.
@@ -158,22 +163,19 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         ------
         As `fit`; ValueError also if a class is none of the first call's.
         """
-        whole("batch_size", self.batch_size)
-        fresh = not hasattr(self, "network_")
-        X, y = validate_data(self, X, y, dtype=self.dtype, reset=fresh)
-        check_classification_targets(y)
-        given = None if classes is None else np.unique(classes)
-        known = (unique_labels(y) if given is None else given) if fresh else self.classes_
-        if given is not None and not np.array_equal(given, known):
-            raise ValueError(f"classes are {given}; the first call had {known}")
-        unknown = np.setdiff1d(y, known)
-        if unknown.size:
-            raise ValueError(f"y holds classes {unknown}; the first call of partial_fit had {known}")
-        if not fresh:
-            self._train(X, y, 1)
-            return self
         with self._as_before_on_failure():
-            self._start(known)
+            fresh = not hasattr(self, "network_")
+            X, y = validate_data(self, X, y, dtype=self.dtype, reset=fresh)
+            check_classification_targets(y)
+            given = None if classes is None else np.unique(classes)
+            known = (unique_labels(y) if given is None else given) if fresh else self.classes_
+            if given is not None and not np.array_equal(given, known):
+                raise ValueError(f"classes are {given}; the first call had {known}")
+            unknown = np.setdiff1d(y, known)
+            if unknown.size:
+                raise ValueError(f"y holds classes {unknown}; the first call of partial_fit had {known}")
+            if fresh:
+                self._start(known)
             self._train(X, y, 1)
         return self
 
@@ -202,7 +204,7 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
 
     @contextmanager
     def _as_before_on_failure(self) -> Iterator[None]:
-        """Forget a fresh network whose block fails: what was learned before it is there again."""
+        """Put attributes back where the block fails: a fresh network gives way to the one before."""
         before = self.__dict__.copy()
         try:
             yield
@@ -210,15 +212,6 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-
-    def _fit(self, X: Any, y: Any) -> GAITClassifier:
-        """Train a fresh network in the place of what there is."""
-        epochs, _ = whole("max_iter", self.max_iter), whole("batch_size", self.batch_size)
-        X, y = validate_data(self, X, y, dtype=self.dtype)
-        check_classification_targets(y)
-        self._start(unique_labels(y))
-        self._train(X, y, epochs)
-        return self
 
     def _start(self, classes: np.ndarray) -> None:
         """Draw a fresh network for these classes."""
@@ -249,7 +242,7 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
             width=width,
             depth=self.depth,
             f=LeakyReLU(self.slope),
-            f_output=models.Linear(),
+            f_output=Linear(),
             auxiliary="implicit" if self.rule in INVERTING else False,
             seed=self._streams.weights,
             dtype=self.dtype,
@@ -257,16 +250,14 @@ class GAITClassifier(ClassifierMixin, BaseEstimator):
         )
 
     def _train(self, X: np.ndarray, y: np.ndarray, epochs: int) -> None:
-        batch_size = whole("batch_size", self.batch_size)
         labels = np.searchsorted(self.classes_, y)
         events = train(
             self.network_,
             self._recipe,
             self._data(X, labels),
             epochs=epochs,
-            batch_size=batch_size,
+            batch_size=whole("batch_size", self.batch_size),
             streams=self._streams,
-            progress=Progress(),
             evaluate_train=False,
         )
         rows = [event.row for event in events if isinstance(event, EpochDone)]
