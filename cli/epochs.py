@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 import click
-import numpy as np
 from tqdm import tqdm
 from tqdm.utils import disp_len
 
+from npgait.run_folder import hidden_angle
 from npgait.session import Session
 from npgait.training import EpochDone, Event, Measured, StepDone
 
@@ -73,8 +73,7 @@ class EpochLines:
         if self.quiet:
             return
         if isinstance(event, Measured):
-            angles = [layer.angle for layer in event.layers[:-1] if layer.angle is not None]
-            self.angle = float(np.mean(angles)) if angles else None
+            self.angle = hidden_angle([{"kind": "layers", **event.row()}])
         elif isinstance(event, StepDone) and self.on_terminal:
             self._live(event)
         elif isinstance(event, EpochDone):

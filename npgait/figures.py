@@ -115,17 +115,13 @@ def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> 
 
 def _angle_by_step(groups: Sequence[Group]) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
-        means = [(row["step"], _mean(hidden_angles(row))) for row in t.measured]
-        return [(step, angle) for step, angle in means if angle is not None]
+        measured = [(row["step"], hidden_angles(row)) for row in t.measured]
+        return [(step, float(np.mean(angles))) for step, angles in measured if angles]
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:
         _from_zero(figure.axes[0])
     return figure
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def _lines(

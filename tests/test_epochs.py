@@ -8,6 +8,7 @@ import pytest
 
 from npgait.cli import epochs
 from npgait.cli.epochs import EpochLines, LiveLine
+from npgait.metrics import LayerMeasures
 from npgait.training import EpochDone, Measured, StepDone
 
 ROW = {"epoch": 2, "train_loss": 0.25, "train_top1": 0.5, "test_top1": 0.75}
@@ -28,7 +29,7 @@ def session():
 
 
 def measured(*angles):
-    return Measured(1, 1, [types.SimpleNamespace(angle=angle) for angle in angles])
+    return Measured(1, 1, [LayerMeasures("layer", angle, *[None] * 6) for angle in angles])
 
 
 def test_a_piped_line_says_rate_and_time_left_of_this_start_alone(clock, session, capsys):
