@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -17,6 +16,7 @@ from npgait.cli.epochs import EpochLines
 from npgait.cli.interrupt import stop_on_signals
 from npgait.cli.table import cell, format_table
 from npgait.cli.threads import blas_threads, keep_memory
+from npgait.comparison import Trained
 from npgait.config import ConfigError, Experiment
 from npgait.data import Source
 from npgait.figures import draw_run
@@ -30,7 +30,6 @@ from npgait.run_folder import (
     METRICS,
     PLOTS,
     RunFolderError,
-    hidden_angle,
     read_metrics,
     record_data,
     remove_stale,
@@ -96,14 +95,14 @@ def execute(
                 failed.append(experiment.name)
             if stop():
                 break
-    rows = {e.name: read_metrics(folder / e.name) for e in experiments}
-    click.echo(summary(rows))
+    trained = [Trained(folder, e, read_metrics(folder / e.name), {}) for e in experiments]
+    click.echo(summary(trained))
     if failed:
         click.echo(f"failed: {', '.join(failed)}")
     click.echo(f"run folder: {folder}")
     if stop():
         click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
-    if plots and any(rows.values()) and _outdated(folder, experiments):
+    if plots and any(t.rows for t in trained) and _outdated(folder, experiments):
         draw_run(folder, folder / PLOTS)  # last, since all else is known where this fails
     if stop():
         sys.exit(128 + (stop.signal or 0))
@@ -252,22 +251,19 @@ def _train(
             epochs.show(event)
 
 
-def summary(experiments: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+def summary(experiments: Sequence[Trained]) -> str:
     """Return the table of a run: accuracy, loss, final angle to BP, time, one line an experiment."""
     header = ["experiment", "epochs", "train top-1", "test top-1", "test loss", "angle to BP", "time"]
+    forms = {
+        "train_top1": "{:.2%}",
+        "test_top1": "{:.2%}",
+        "test_loss": "{:.4f}",
+        "angle": "{:.2f} deg",
+        "seconds": "{:.1f} s",
+    }
     lines = []
-    for name, rows in experiments.items():
-        epochs = [row for row in rows if row["kind"] == "epoch"]
-        last = epochs[-1] if epochs else {}
-        lines.append(
-            [
-                name,
-                str(last.get("epoch", 0)),
-                cell(last.get("train_top1"), "{:.2%}"),
-                cell(last.get("test_top1"), "{:.2%}"),
-                cell(last.get("test_loss"), "{:.4f}"),
-                cell(hidden_angle(rows), "{:.2f} deg"),
-                cell(sum(row["seconds"] for row in epochs) if epochs else None, "{:.1f} s"),
-            ]
-        )
+    for trained in experiments:
+        final = trained.final()
+        cells = [cell(final.get(key), form) for key, form in forms.items()]
+        lines.append([trained.experiment.name, f"{final.get('epoch', 0):.0f}", *cells])
     return format_table(header, lines)
