@@ -61,7 +61,7 @@ def compare(runs: Sequence[Path], out: Path, plots: bool, kind: str) -> None:
     npgait compare runs/bp runs/gait --out figures --format pdf
     """  # noqa: D301 - click wants the control character
     groups = read_groups(runs)
-    click.echo(table(groups))
+    click.echo(format_table(HEADER, table_rows(groups)))
     changed = changed_settings(groups)
     if changed:
         click.echo("\nwhat differs:\n" + changes_table(groups, changed))
@@ -112,13 +112,8 @@ def read_groups(runs: Sequence[Path]) -> list[Group]:
     return group_repetitions([t for run in once.values() for t in read_run(run)])
 
 
-def table(groups: Sequence[Group]) -> str:
-    """Return the table of groups: mean, and spread where there is more than one seed."""
-    return format_table(HEADER, table_rows(groups))
-
-
 def table_rows(groups: Sequence[Group]) -> list[list[str]]:
-    """Return the cells of the table."""
+    """Return the cells of the table: mean, and spread where there is more than one seed."""
     rows = []
     for group in groups:
         summary = group.summary()
