@@ -173,19 +173,19 @@ class Adam:
         xp = array_module(p)
         # m <- beta1 m + (1 - beta1) g
         m *= self.beta1
-        t = xp.multiply(g, 1 - self.beta1)
-        m += t
+        buffer = xp.multiply(g, 1 - self.beta1)
+        m += buffer
         # v <- beta2 v + (1 - beta2) g^2
         v *= self.beta2
-        xp.multiply(g, g, out=t)
-        t *= 1 - self.beta2
-        v += t
+        xp.multiply(g, g, out=buffer)
+        buffer *= 1 - self.beta2
+        v += buffer
         # p <- p - rate m / (sqrt(v) + epsilon)
-        xp.sqrt(v, out=t)
-        t += epsilon
-        xp.divide(m, t, out=t)
-        t *= rate
-        p -= t
+        xp.sqrt(v, out=buffer)
+        buffer += epsilon
+        xp.divide(m, buffer, out=buffer)
+        buffer *= rate
+        p -= buffer
 
     def state(self) -> dict[str, Array]:
         """Return t and copies of both moments."""
