@@ -18,7 +18,7 @@ import numpy as np
 from npgait.activations import Activation, LeakyReLU
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver, check_inverse
-from npgait.layers.dense import check_implicit, refuse_implicit, with_auxiliary
+from npgait.layers.dense import checked_used, refuse_implicit, with_auxiliary
 from npgait.layers.patch_products import (
     multiplied_in_loops,
     multiplier,
@@ -87,12 +87,7 @@ class Conv2D:
             )
         if self.b.shape != self.W.shape[1:]:
             raise ValueError(f"{self.name}: b {self.b.shape}; expected {self.W.shape[1:]}")
-        if self.used == -1:
-            self.used = self.W.shape[1]
-        self.used = whole(f"{self.name}: used", self.used)
-        if self.used > self.W.shape[1]:
-            raise ValueError(f"{self.name}: used is {self.used}; expected 1 to {self.W.shape[1]}")
-        check_implicit(self.name, self.implicit, self.W.shape, self.used)
+        self.used = checked_used(self.name, self.used, self.W.shape, self.implicit)
         self.patch_bytes = whole(f"{self.name}: patch_bytes", self.patch_bytes)
 
     @property

@@ -69,12 +69,7 @@ class Dense:
         self.shape_in = tuple(whole(f"{self.name}: shape_in", n) for n in self.shape_in) or (self.n_in,)
         if math.prod(self.shape_in) != self.n_in:
             raise ValueError(f"{self.name}: shape_in {self.shape_in} does not flatten to {self.n_in}")
-        if self.used == -1:
-            self.used = self.n_out
-        self.used = whole(f"{self.name}: used", self.used)
-        if self.used > self.n_out:
-            raise ValueError(f"{self.name}: used is {self.used}; expected 1 to n_out = {self.n_out}")
-        check_implicit(self.name, self.implicit, self.W.shape, self.used)
+        self.used = checked_used(self.name, self.used, self.W.shape, self.implicit)
 
     @property
     def n_in(self) -> int:
@@ -234,13 +229,18 @@ class Dense:
         return x.reshape(len(x), *self.shape_in)
 
 
-def check_implicit(name: str, implicit: bool, shape: tuple[int, ...], used: int) -> None:
-    """Raise a ValueError where implicit auxiliary units cannot make W (`shape`) square."""
-    if implicit and not (shape[0] >= shape[1] == used):
+def checked_used(name: str, used: int, shape: tuple[int, ...], implicit: bool) -> int:
+    """Return the number of used outputs of W (`shape`), checked; -1 stands for all of them."""
+    n_in, n_out = shape
+    used = n_out if used == -1 else whole(f"{name}: used", used)
+    if used > n_out:
+        raise ValueError(f"{name}: used is {used}; expected 1 to n_out = {n_out}")
+    if implicit and not (n_in >= n_out == used):
         raise ValueError(
             f"{name}: W {shape} of {used} used outputs; with implicit auxiliary units all outputs are "
             "used, and they are no more than the inputs"
         )
+    return used
 
 
 def refuse_implicit(name: str, implicit: bool) -> None:
