@@ -55,7 +55,7 @@ plots_option = click.option(
 
 
 def choose_device(spec: str, precision: str | None, otherwise: str | None = None) -> Device:
-    """Return the device that --device names, set to --precision, or a GPU to what holds `otherwise`.
+    """Return the device that --device names, a GPU set to --precision, or without it to `otherwise`.
 
     Raises
     ------

@@ -272,7 +272,7 @@ def precision_of(x: Array) -> str:
 
 @contextmanager
 def in_float32(x: Array) -> Iterator[None]:
-    """Within it products of `x` are no TF32: what is measured by them is good to 1e-6."""
+    """Make products of `x` in float32 and not in TF32 while the block runs, so that it can measure."""
     if precision_of(x) != "tf32":
         yield
         return

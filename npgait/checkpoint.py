@@ -8,8 +8,8 @@ Layout (format version 2):
     /optimizer/...    its state
     /feedback/...     B_l by number of layer, where the rule has them
 
-No pickle; h5py alone reads it. The digest is checked before HDF5 sees the file: of damaged metadata its
-library may never come to an end.
+No pickle; h5py alone reads it. The digest is checked before HDF5 sees the file: its library may
+never return from reading damaged metadata.
 """
 
 from __future__ import annotations

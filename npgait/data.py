@@ -158,7 +158,7 @@ class Preparation:
     augmentation: str = "none"
 
     def __call__(self, x: Array, seed: tuple[int, int] | None = None) -> Array:
-        """Return a batch on the device; augmented by chance that `seed` decides, where there is one."""
+        """Return a batch on the device; augmented where there is a `seed`, which decides how."""
         if self.device.is_gpu and array_module(x) is np:
             return uploader(self.device)(x, lambda x: self._on_device(x, seed))
         return self._on_device(as_array(x, self.device.xp), seed)
@@ -263,7 +263,7 @@ def array_data(
         `dtype`.
     """
     x = as_array(x)
-    labels = as_array(labels, array_module(x))  # one index chooses of both
+    labels = as_array(labels, array_module(x))  # so that one index chooses from both
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x has shape {x.shape}; expected (N, n_in) or (N, H, W, C), N > 0")
     if x.dtype.kind not in "fiub":

@@ -65,8 +65,8 @@ class InverseSolver:
         Relative error allowed in z. Default: 1e-5 in float32, 1e-12 in float64. Of TF32 products, with
         factors of 10 bits, no less than 1e-3 can be asked. Where what is left is measured (the normal
         equations, a series that need not converge) ten times as much will do. The series takes it from
-        how its terms shrink: a d that hardly holds the one direction in which W is far from orthogonal
-        may get less.
+        how its terms shrink: where d hardly holds the one direction in which W is far from orthogonal, z
+        may be less exact.
     method : {"auto", "series", "lu"}
         "series" forms W W^T itself where it is not given, and still falls back to LU where the
         series does not converge.
@@ -76,6 +76,11 @@ class InverseSolver:
     plans : dict
         On a GPU: how the product was last made with each W, with W W^T and without. It is made so
         again for a while, without a look at the result; see `plans`.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, or the tolerance does not lie between 0 and 1.
     """
 
     tolerance: float | None = None

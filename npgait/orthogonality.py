@@ -1,4 +1,4 @@
-"""Orthogonality: the regulariser's gradient, and the distance from it.
+"""Orthogonality: the regulariser's gradient, and how far from orthogonal W is.
 
 Everything here is written with G = W W^T, which the regulariser shares with the product with W^-1
 (inverse.py), and R = I - G, which is zero when W is orthogonal. Of a layer whose auxiliary units are
@@ -91,7 +91,7 @@ def scale_of(G: Array) -> Array:
 
 
 def _times(factor: Array | float, D: Array, W: Array, add_to: Array | None) -> Array:
-    """Return factor D W, with W on the side that `gram` took, or what that is added to."""
+    """Return factor D W, or for a tall W factor W D; added to `add_to` where given."""
     A, B = (D, W) if len(D) == len(W) else (W, D)
     return gemm(factor, A, B, add_to, beta=1)
 

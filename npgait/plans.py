@@ -26,7 +26,7 @@ class Plan:
 
     method: str
     terms: int
-    interval: int  # each so many-th product is looked at; doubled where a look finds nothing new
+    interval: int  # one of so many products is looked at; doubled where a look finds nothing new
     made: int  # products so far
     W: Array | None = field(default=None, compare=False, repr=False)  # held: no other gets its id
 

@@ -26,7 +26,7 @@ class TrainingDivergedError(ArithmeticError):
 
 @dataclass
 class Recipe:
-    """How one step is made: what of loss, rule, regulariser and optimizer.
+    """How one step is made: by which rule, loss, optimizer and regulariser.
 
     Parameters
     ----------
@@ -45,6 +45,11 @@ class Recipe:
     decoupled : bool
         Whether it changes the weights after the optimizer, W <- W - lambda (W W^T - I) W, as weight
         decay is decoupled in AdamW, and not through the gradient (published).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is none of these, or a decoupled regulariser is of a strength above 1.
     """
 
     rule: Rule

@@ -36,10 +36,11 @@ def squared_norms(x: Array) -> Array:
 
 
 def norms(x: Array) -> Array:
-    """Return ||x||_2 of each row of an array (N, m), (N,), float64: of float32, whatever is in it.
+    """Return ||x||_2 of each row of an array (N, m), (N,), in float64, however small or large x is.
 
-    Squares of float32 below 1e-38 lose digits, from 1e-45 down all of them, and none is above 3e38. The
-    CPU takes float64, six times as long, where there are such; a GPU, which is not waited for, always.
+    Squares of float32 below 1e-38 lose digits, from 1e-45 down all of them, and none is above 3e38.
+    Where there are such the CPU squares in float64, which takes six times as long; a GPU always does,
+    for it would have to be waited for to see.
     """
     xp = array_module(x)
     if xp is not np:

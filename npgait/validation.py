@@ -26,7 +26,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_real(name: str, value: Any) -> None:
-    """Raise a TypeError where a value is no real number, NumPy's and 0-d arrays included."""
+    """Raise a TypeError where a value is no real number; NumPy's numbers and 0-d arrays are."""
     if isinstance(value, bool | np.bool_) or not (
         isinstance(value, Real) or (getattr(value, "shape", None) == () and value.dtype.kind in "fiu")
     ):
@@ -48,7 +48,7 @@ def check_activation(name: str, f: Any) -> None:
 
 
 def check_name(name: Any) -> None:
-    """Raise a ValueError where a layer's name is none that a file can hold its weights under."""
+    """Raise a ValueError where a layer's name is none under which a file can hold its weights."""
     if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable() or "/" in name:
         raise ValueError(f"a layer is called {name!r}; expected printable characters without '/'")
 

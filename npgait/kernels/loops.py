@@ -26,7 +26,7 @@ NUMBERS = {
 
 
 class SwitchError(ValueError):
-    """NPGAIT_LOOPS is set to a word that says nothing."""
+    """NPGAIT_LOOPS is set to an unknown word."""
 
 
 def switched_off() -> bool:

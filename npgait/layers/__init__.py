@@ -1,4 +1,4 @@
-"""Layers: each file reads forward, inverse, difference_inverse, transpose, local_update."""
+"""Layers: dense.py and conv.py, the same five equations in each; patches*.py serve the second."""
 
 from npgait.layers.conv import Conv2D
 from npgait.layers.dense import Dense

@@ -67,7 +67,7 @@ class Rule:
     auxiliary : bool
         Whether targets are absolute, so that the forward pass has to compute auxiliary units.
     feedback : sequence of array or None, optional
-        What FA and DFA have bound, to be seen to fit the layers.
+        What FA and DFA have bound; at each call it is checked against the layers.
 
     Raises
     ------
