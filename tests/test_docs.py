@@ -67,6 +67,16 @@ def test_relative_links_lead_somewhere(page):
         assert target.startswith("https://") or made or (page.parent / target).exists(), target
 
 
+def test_every_module_stands_in_the_table_of_where_things_are_and_imports_from_above_alone():
+    table = (DOCS / "extending.md").read_text().split("\n## ")[1]
+    lines = [re.findall(r"`([a-z_/]+?)(?:\.py|/)`", line) for line in re.findall(r"^\|.*", table, re.M)]
+    row = {name.split("/")[-1]: number for number, names in enumerate(lines) for name in names}
+    row["layers"] = row["dense"]
+    for path in (ROOT / "npgait").glob("[a-z]*.py"):
+        for imported in re.findall(r"^ *from npgait\.([a-z_]+)", path.read_text(), re.M):
+            assert row[imported] <= row[path.stem], (path.name, imported)
+
+
 @pytest.mark.parametrize("page", ["tour.md", "extending.md"])
 def test_python_snippets_run(page, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (npgait[sklearn])")
