@@ -24,20 +24,15 @@ backpropagation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
 from npgait.backend import Array, array_module
 from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
-from npgait.rules.nudge import (
-    Trace,
-    error_of_used,
-    keep_auxiliary,
-    norm_per_sample,
-    output_target,
-    scaled,
-)
+from npgait.rules.targets import Trace, error_of_used, keep_auxiliary, output_target, scaled
+from npgait.sums import norms
 
 
 def gait(
@@ -147,8 +142,13 @@ def gait_absolute(
 
 def _normalised(gamma: float, n: int, e: Array) -> Array:
     """Return gamma sqrt(n) / ||e|| per sample: gamma_l of e = t - y, s_l of e = e_l; 0 where e = 0."""
-    size = _divide(gamma * n**0.5, norm_per_sample(e))
+    size = _divide(gamma * n**0.5, _norm_per_sample(e))
     return size.clip(None, np.finfo(e.dtype).max).astype(e.dtype)
+
+
+def _norm_per_sample(e: Array) -> Array:
+    """Return ||e||_2 of each sample in float64, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
+    return norms(e.reshape(len(e), prod(e.shape[1:]))).reshape(len(e), *[1] * (e.ndim - 1))
 
 
 def _divide(numerator: Array | float, denominator: Array | float) -> Array:

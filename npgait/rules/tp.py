@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from npgait.backend import Array
 from npgait.inverse import InverseSolver
 from npgait.network import Layer, Record, Update
-from npgait.rules.nudge import Trace, error_of_used, keep_auxiliary, output_target, scaled
+from npgait.rules.targets import Trace, error_of_used, keep_auxiliary, output_target, scaled
 
 
 def tp(

@@ -1,13 +1,11 @@
-"""What the target rules (TP, ITP, GAIT-prop) share."""
+"""What the rules with targets (TP, ITP, GAIT-prop) share: absolute targets, and the trace of nudges."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 from npgait.backend import Array, array_module
 from npgait.network import Layer
-from npgait.sums import norms
 
 # Called with the number of the layer, and the direction v and size s of its nudge.
 Trace = Callable[[int, Array, "Array | float"], None]
@@ -52,8 +50,3 @@ def error_of_used(layer: Layer, y: Array, t: Array) -> Array:
 def scaled(m: Array, e: Array) -> Array:
     """Return m e: m (B, 1), one scale a sample, e (B, ...)."""
     return m.reshape(len(e), *[1] * (e.ndim - 1)) * e
-
-
-def norm_per_sample(e: Array) -> Array:
-    """Return ||e||_2 of each sample in float64, with the axes of `e` kept: (B, 1) or (B, 1, 1, 1)."""
-    return norms(e.reshape(len(e), prod(e.shape[1:]))).reshape(len(e), *[1] * (e.ndim - 1))
