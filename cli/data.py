@@ -28,6 +28,7 @@ from npgait.loaders.store.speed import measure_store
 from npgait.loaders.stored import ENDING, VALIDATION
 
 path_type = NamedPath()
+NAMES_SHOWN = 20
 
 
 def threads_option(default: str) -> Callable[..., Any]:
@@ -238,10 +239,9 @@ def info_command(file: Path, png: Path | None) -> None:
         click.echo(f"contact sheet: {png}")
 
 
-def _shortened(names: list[str], most: int = 20) -> str:
-    return ", ".join(map(shown, names[:most])) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(shown, names[:NAMES_SHOWN])) + more
 
 
 @data.command("bench")

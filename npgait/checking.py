@@ -79,8 +79,7 @@ def check_session(session: Session, x: Array, labels: Array) -> tuple[list[Layer
     network, e, solver = session.network, session.experiment, session.recipe.rule.solver
     records = network.forward(x)
     loss, error = session.recipe.loss(records[-1].y, labels)
-    findings = [_finite(loss)]
-    findings.append(_gradient(session, x, labels))
+    findings = [_finite(loss), _gradient(session, x, labels)]
     bp_updates = bp(network.layers, records, error)
     gait_updates: Sequence[Update | None] = [None] * len(network.layers)
     limit_updates = gait_updates

@@ -77,9 +77,7 @@ def _targets(
     if rule.name == "dfa":
         return sum(2.0 * batch_size * layers[-1].used * prod(layer.shape_out) for layer in layers[:-1])
     total = 0.0
-    for l, layer in enumerate(layers):
-        if l == 0:
-            continue
+    for l, layer in enumerate(layers[1:], 1):
         n, is_conv = len(layer.W), len(layer.shape_out) == 3
         if rule.auxiliary:  # absolute targets: all units, by LU
             total += 2 / 3 * n**3 + 2.0 * (rows[l] + (n if is_conv else 0)) * n**2
