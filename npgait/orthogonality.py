@@ -90,18 +90,18 @@ def scale_of(G: Array) -> Array:
     return G.trace() / len(G)  # stays on the device
 
 
-def _times(factor: Array | float, D: Array, W: Array, add_to: Array | None) -> Array:
-    """Return factor D W, or for a tall W factor W D; added to `add_to` where given."""
-    A, B = (D, W) if len(D) == len(W) else (W, D)
+def _times(factor: Array | float, M: Array, W: Array, add_to: Array | None) -> Array:
+    """Return factor M W, or for a tall W factor W M; added to `add_to` where given."""
+    A, B = (M, W) if len(M) == len(W) else (W, M)
     return gemm(factor, A, B, add_to, beta=1)
 
 
 def _minus_diagonal(G: Array, diagonal: Array | float, overwrite: bool) -> Array:
     """Return G - diag(diagonal), in the memory of G where that may be overwritten."""
     on_diagonal = G.diagonal() - diagonal
-    D = G if overwrite and G.flags.c_contiguous else G.copy()
-    _diagonal(D)[...] = on_diagonal
-    return D
+    M = G if overwrite and G.flags.c_contiguous else G.copy()
+    _diagonal(M)[...] = on_diagonal
+    return M
 
 
 def _diagonal(A: Array) -> Array:

@@ -137,7 +137,7 @@ def _build_optimizer(e: Experiment) -> Optimizer:
 
 
 def save_session(path: Path, session: Session, data_digest: str) -> None:
-    """Write a session to a checkpoint; see `checkpoint` for the format."""
+    """Write a session to a checkpoint; a TrainingDivergedError where loss or weights are not finite."""
     # Nothing that diverged replaces a good checkpoint: a loss is that of the weights before the step.
     check_finite(session.progress)
     check_weights(session.network, session.progress)
