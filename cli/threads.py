@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from contextlib import AbstractContextManager, suppress
+from math import prod
 
 from threadpoolctl import threadpool_limits
 
@@ -22,13 +23,9 @@ def blas_threads(network: Network, batch_size: int) -> AbstractContextManager[ob
     Small products gain nothing from threads, and where another process wants the same cores, threads
     that wait for each other make them fifty times slower.
     """
-    largest = max(layer.W.size * _rows(layer.shape_out) for layer in network.layers) * batch_size
+    # A sample gives a product as many rows as its map has positions, one of a dense layer.
+    largest = max(layer.W.size * prod(layer.shape_out[:-1]) for layer in network.layers) * batch_size
     return threadpool_limits(1 if largest < PAYS else None, user_api="blas")
-
-
-def _rows(shape_out: tuple[int, ...]) -> int:
-    """Return the rows that one sample gives to a product: the positions of a map, 1 of a dense layer."""
-    return shape_out[0] * shape_out[1] if len(shape_out) == 3 else 1
 
 
 def keep_memory() -> None:

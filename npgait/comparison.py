@@ -53,22 +53,18 @@ class Trained:
     def final(self) -> dict[str, float]:
         """Return the numbers of the last epoch that a table shows; what is missing is left out."""
         last = self.epochs[-1] if self.epochs else {}
+        tests = [row["test_top1"] for row in self.epochs if row.get("test_top1") is not None]
         values = {
             "epoch": last.get("epoch"),
             "train_top1": last.get("train_top1"),
             "test_top1": last.get("test_top1"),
-            "best_test_top1": _best(self.epochs, "test_top1"),
+            "best_test_top1": max(tests, default=None),
             "train_loss": last.get("train_loss"),
             "test_loss": last.get("test_loss"),
             "angle": hidden_angle(self.rows),
             "seconds": sum(row["seconds"] for row in self.epochs) if self.epochs else None,
         }
         return {key: float(value) for key, value in values.items() if value is not None}
-
-
-def _best(epochs: Sequence[dict[str, Any]], key: str) -> float | None:
-    values = [row[key] for row in epochs if row.get(key) is not None]
-    return max(values) if values else None
 
 
 def spread(values: Sequence[float]) -> float:
