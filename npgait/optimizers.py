@@ -1,8 +1,8 @@
 """Optimizers: they change parameters in place, and their whole state is a dict of arrays.
 
 Each has `step(parameters, gradients)`, `state()` and `load(state)`; a gradient is subtracted. A setting
-out of range is a ValueError, one that is no number a TypeError; the parameters of another network than
-moments are held of are a ValueError.
+out of range is a ValueError, one that is no number a TypeError; a step of other parameters than those of
+the steps before is a ValueError.
 """
 
 from __future__ import annotations
