@@ -49,8 +49,9 @@ def test_unit_scaling_divides_by_the_largest_value():
     assert next(data.batches(1))[0].tolist() == [[1.0, 1.0]]
 
 
-def test_standard_scaling_of_many_images_is_that_of_all_of_them(rng):
-    images = rng.integers(0, 256, (2500, 3, 3), dtype=np.uint8)
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_standard_scaling_of_many_images_is_that_of_all_of_them(dtype, rng):
+    images = rng.integers(0, 256, (2500, 3, 3)).astype(dtype)
     scaling = scaling_of(images, "standard")
     assert scaling.shift == pytest.approx(images.mean())
     assert scaling.scale == pytest.approx(1 / images.std())
@@ -70,6 +71,11 @@ def test_bytes_are_scaled_as_other_numbers_are(shape, lowest):
     for one, other in ((got.shift, expected.shift), (got.scale, expected.scale)):
         assert np.shape(one) == np.shape(other)
         np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_a_channel_that_varies_little_is_scaled_all_the_same():
+    images = np.array([7, 8], np.uint8).reshape(2, 1, 1)
+    assert (scaling_of(images, "standard").shift, scaling_of(images, "standard").scale) == (7.5, 2.0)
 
 
 def test_a_constant_channel_is_not_divided_by_zero():

@@ -302,6 +302,16 @@ def test_training_and_validation_have_to_fit(store, tmp_path, pixels):
             StoredDataset("mine", store, open_store(path))
 
 
+def test_the_digest_of_a_data_set_is_that_of_training_and_validation(store, tmp_path, pixels):
+    digests = {StoredDataset("mine", store, None).digest()}
+    for n in (10, 11):
+        names = [str(i) for i in range(n)]
+        listing = ArrayListing("mine", "val", names, np.zeros(n, int), tuple("abcdefg"), pixels[:n])
+        prepare(listing, tmp_path / f"{n}.h5", Settings())
+        digests.add(StoredDataset("mine", store, open_store(tmp_path / f"{n}.h5")).digest())
+    assert len(digests) == 3
+
+
 def test_images_smaller_than_the_network_takes_are_refused(store):
     with pytest.raises(DataError, match="set image_size=6"):
         sources(
