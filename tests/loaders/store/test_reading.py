@@ -83,8 +83,11 @@ def test_a_store_of_one_image_of_one_class_is_a_store(pixels, tmp_path):
 
 
 def test_long_runs_are_read_whole(store, pixels, monkeypatch):
+    whole, buffers = os.preadv, []  # of each call
     monkeypatch.setattr("npgait.loaders.store.reader.MAX_VECTOR", 7)
+    monkeypatch.setattr(os, "preadv", lambda *args: buffers.append(len(args[1])) or whole(*args))
     (x,) = read_images(store, [np.arange(N)], threads=2)
+    assert (max(buffers), sum(buffers)) == (7, N)
     np.testing.assert_array_equal(x, pixels)
 
 
