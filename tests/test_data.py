@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgait.data import Scaling, array_data, scaling_of
+from npgait.streams import random_streams
 
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 5), seed=st.integers(0, 9))
@@ -106,6 +107,14 @@ def test_the_callers_array_is_left_alone(rng):
 def test_arrays_that_are_not_samples_and_labels_are_refused(x, labels, message):
     with pytest.raises((TypeError, ValueError), match=message):
         array_data(x, labels, n_classes=3)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (4, 16, 16, 1)])
+def test_images_with_and_without_an_axis_of_channels_are_augmented(shape, rng):
+    data = array_data(rng.random(shape), np.zeros(4, int), augmentation="crop")
+    (x, _), (own, _) = next(data.shuffled(4, random_streams(0))), next(data.batches(4))
+    assert x.shape == own.shape
+    assert (x == 0).any()  # of the padding
 
 
 def test_what_the_networks_dtype_cannot_hold_is_refused_before_training():
