@@ -120,8 +120,6 @@ def _layer(described: dict[str, Any], parameters: dict[str, Any]) -> Layer:
         raise ValueError(f"{name}: slope is {slope!r}")
     f: Activation = Linear() if slope is None else LeakyReLU(float(slope))
     W, b = parameters[f"{name}/W"], parameters[f"{name}/b"]
-    if W.dtype != b.dtype or str(W.dtype) not in ("float32", "float64"):
-        raise ValueError(f"{name}: W is {W.dtype}, b is {b.dtype}; expected float32 or float64")
     used, implicit = _whole(described["used"]), bool(described["implicit"])
     if described["kind"] == "dense":
         shape_in = tuple(map(_whole, described["shape_in"]))
