@@ -100,7 +100,9 @@ def test_a_description_that_does_not_fit_is_one_clear_line(network, tmp_path):
 def test_a_file_whose_weights_are_of_no_dtype_of_a_network_is_refused(kind, other, tmp_path):
     arrays = {"parameters": {"a/W": np.ones((3, 2), kind), "a/b": np.ones(2, other)}}
     path = tmp_path / "net.h5"
-    save_checkpoint(path, Checkpoint({"network": [layer()]}, {**arrays, "optimizer": {}, "feedback": {}}))
+    save_checkpoint(
+        path, Checkpoint({"network": [layer()]}, {**arrays, "optimizer": {}, "feedback": {}})
+    )
     with pytest.raises(CheckpointError, match="expected both float32 or both float64"):
         npgait.load_network(path)
 
