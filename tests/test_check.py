@@ -166,6 +166,12 @@ def test_data_are_read_once_for_all_experiments(tmp_path, monkeypatch):
     assert len(read) == 1
 
 
+def test_noise_does_not_stand_in_for_data_that_were_asked_for(tmp_path):
+    run = invoke("check", "mnist-gait-1l", "--data", tmp_path, "--device", "cpu")
+    assert run.exit_code == 2
+    assert "train-images" in run.output
+
+
 def test_an_equation_that_does_not_hold_ends_with_status_1(monkeypatch):
     monkeypatch.setattr(
         Dense, "transpose", lambda self, delta, B=None: -(delta @ self.W[:, : self.used].T)

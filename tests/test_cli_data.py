@@ -53,6 +53,17 @@ def test_both_splits_are_made_checked_and_shown(source, tmp_path):
         assert np.asarray(sheet).std() > 20
 
 
+def test_a_text_of_labels_says_the_classes_of_flat_files(source, tmp_path):
+    flat, truth, out = source / "train" / "n00000000", tmp_path / "truth", tmp_path / "x.h5"
+    truth.write_text("".join(f"{path.name} {'ab'[i % 2]}\n" for i, path in enumerate(flat.iterdir())))
+    npgait("data", "prepare", "imagenet", flat, out, "--size", 20, "--labels", truth, "-q")
+    head = open_store(out).head
+    told = dict(line.split() for line in truth.read_text().splitlines())
+    assert [head.classes[label] for label in head.labels] == [
+        told[name.decode()] for name in head.sources
+    ]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a shell as on POSIX")
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_standard_streams_change_nothing_but_what_is_shown(closed, source, tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgait.data import Scaling, array_data, scaling_of
+from npgait.streams import random_streams
 
 
 @given(n=st.integers(1, 20), size=st.integers(1, 25), start=st.integers(0, 5), seed=st.integers(0, 9))
@@ -49,8 +50,9 @@ def test_unit_scaling_divides_by_the_largest_value():
     assert next(data.batches(1))[0].tolist() == [[1.0, 1.0]]
 
 
-def test_standard_scaling_of_many_images_is_that_of_all_of_them(rng):
-    images = rng.integers(0, 256, (2500, 3, 3), dtype=np.uint8)
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_standard_scaling_of_many_images_is_that_of_all_of_them(dtype, rng):
+    images = rng.integers(0, 256, (2500, 3, 3)).astype(dtype)
     scaling = scaling_of(images, "standard")
     assert scaling.shift == pytest.approx(images.mean())
     assert scaling.scale == pytest.approx(1 / images.std())
@@ -70,6 +72,11 @@ def test_bytes_are_scaled_as_other_numbers_are(shape, lowest):
     for one, other in ((got.shift, expected.shift), (got.scale, expected.scale)):
         assert np.shape(one) == np.shape(other)
         np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_a_channel_that_varies_little_is_scaled_all_the_same():
+    images = np.array([7, 8], np.uint8).reshape(2, 1, 1)
+    assert (scaling_of(images, "standard").shift, scaling_of(images, "standard").scale) == (7.5, 2.0)
 
 
 def test_a_constant_channel_is_not_divided_by_zero():
@@ -100,6 +107,14 @@ def test_the_callers_array_is_left_alone(rng):
 def test_arrays_that_are_not_samples_and_labels_are_refused(x, labels, message):
     with pytest.raises((TypeError, ValueError), match=message):
         array_data(x, labels, n_classes=3)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (4, 16, 16, 1)])
+def test_images_with_and_without_an_axis_of_channels_are_augmented(shape, rng):
+    data = array_data(rng.random(shape), np.zeros(4, int), augmentation="crop")
+    (x, _), (own, _) = next(data.shuffled(4, random_streams(0))), next(data.batches(4))
+    assert x.shape == own.shape
+    assert (x == 0).any()  # of the padding
 
 
 def test_what_the_networks_dtype_cannot_hold_is_refused_before_training():

@@ -96,6 +96,17 @@ def test_a_description_that_does_not_fit_is_one_clear_line(network, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("f4", "f8"), ("f2", "f2"), ("i4", "i4")])
+def test_a_file_whose_weights_are_of_no_dtype_of_a_network_is_refused(kind, other, tmp_path):
+    arrays = {"parameters": {"a/W": np.ones((3, 2), kind), "a/b": np.ones(2, other)}}
+    path = tmp_path / "net.h5"
+    save_checkpoint(
+        path, Checkpoint({"network": [layer()]}, {**arrays, "optimizer": {}, "feedback": {}})
+    )
+    with pytest.raises(CheckpointError, match="expected both float32 or both float64"):
+        npgait.load_network(path)
+
+
 def test_files_without_a_network_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         npgait.load_network(tmp_path / "nothing.h5")

@@ -116,6 +116,16 @@ def test_folders_that_are_hidden_or_hold_no_image_are_no_classes(tmp_path):
     assert dataset.test_labels.tolist() == [1]
 
 
+def test_files_that_are_no_images_or_of_no_class_are_left_alone(tmp_path):
+    for name in ("train/a/x.png", "train/b/x.png", "train/stray.png"):
+        save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "train" / "texts").mkdir()
+    for name in ("README.txt", "a/notes.txt", "texts/about.txt"):
+        (tmp_path / "train" / name).write_text("about")
+    dataset = load("imagenet", tmp_path, image_size=8)
+    assert (dataset.classes, dataset.train_labels.tolist()) == (("a", "b"), [0, 1])
+
+
 def test_a_class_that_training_lacks_is_refused(tmp_path):
     for name in ("train/a/x.png", "train/b/x.png", "val/a/x.png", "val/c9/x.png"):
         save(tmp_path / name, np.zeros((8, 8, 3), np.uint8))

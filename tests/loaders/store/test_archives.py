@@ -260,6 +260,8 @@ def test_texts_beside_the_classes_are_not_data_and_texts_in_them_are_reported(tm
     members = [("README.txt", b"x"), ("n1/a", b"1"), ("n1/notes.txt", b"2"), ("n2/b", b"3")]
     found = listed(tar_of(tmp_path / "t.tar", members))
     assert [name for name, *_ in found] == ["n1/a", "n1/notes.txt", "n2/b"]
+    found = listed(tar_of(tmp_path / "t.tar", [("all/n1/a", b"1"), ("all/n2/notes.txt", b"2")]))
+    assert [name for name, *_ in found] == ["n1/a", "n2/notes.txt"]
 
 
 def test_endings_in_upper_case_are_endings(tree, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -237,6 +238,20 @@ def test_a_conversion_does_not_go_on_with_other_images_or_settings(tree, tmp_pat
     (tree / "n00000000" / "new.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match="begun with other images"):
         convert_tree(tree, tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_conversion_does_not_go_on_with_files_that_have_changed_since(packed, tree, tmp_path):
+    changed = tree / "n00000001" / "n00000001_3.JPEG"
+    source, out = tree, tmp_path / "x.h5"
+    if packed:
+        source = changed = tmp_path / "packed.tar"
+        with tarfile.open(source, "w") as tar:
+            tar.add(tree, "")
+    stopped_after(source, out, 1)
+    os.utime(changed, ns=(0, 1))
+    with pytest.raises(DataError, match="begun with other images"):
+        convert_tree(source, out)
 
 
 def test_two_conversions_to_one_file_do_not_run_at_once(tree, tmp_path):

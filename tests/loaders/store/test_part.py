@@ -105,9 +105,11 @@ def test_what_is_written_lies_one_after_the_other_and_a_skipped_image_is_zero(jo
     part.commit(job, [done(GOOD, 2), done(SKIPPED, 1)], b"abc")
     assert job.part.read_bytes()[100:] == b"...\0\0\0\0..ab\0" + b"." * 8
     assert (job.end, len(job.journal)) == (112, 5)
+    part.commit(job, [done(SKIPPED, 1), done(SKIPPED, 1)], b"")
+    assert job.part.read_bytes()[109:] == b"ab\0\0\0" + b"." * 6
     job.raw = False
     part.commit(job, [done(GOOD, 2), done(SKIPPED, 0)], b"de")
-    assert job.part.read_bytes()[109:] == b"ab\0de" + b"." * 6
+    assert job.part.read_bytes()[109:] == b"ab\0\0\0de" + b"." * 4
 
 
 @pytest.fixture

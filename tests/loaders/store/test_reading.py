@@ -83,8 +83,11 @@ def test_a_store_of_one_image_of_one_class_is_a_store(pixels, tmp_path):
 
 
 def test_long_runs_are_read_whole(store, pixels, monkeypatch):
+    whole, buffers = os.preadv, []  # of each call
     monkeypatch.setattr("npgait.loaders.store.reader.MAX_VECTOR", 7)
+    monkeypatch.setattr(os, "preadv", lambda *args: buffers.append(len(args[1])) or whole(*args))
     (x,) = read_images(store, [np.arange(N)], threads=2)
+    assert (max(buffers), sum(buffers)) == (7, N)
     np.testing.assert_array_equal(x, pixels)
 
 
@@ -300,6 +303,16 @@ def test_training_and_validation_have_to_fit(store, tmp_path, pixels):
         prepare(listing, path, Settings())
         with pytest.raises(DataError, match="convert both"):
             StoredDataset("mine", store, open_store(path))
+
+
+def test_the_digest_of_a_data_set_is_that_of_training_and_validation(store, tmp_path, pixels):
+    digests = {StoredDataset("mine", store, None).digest()}
+    for n in (10, 11):
+        names = [str(i) for i in range(n)]
+        listing = ArrayListing("mine", "val", names, np.zeros(n, int), tuple("abcdefg"), pixels[:n])
+        prepare(listing, tmp_path / f"{n}.h5", Settings())
+        digests.add(StoredDataset("mine", store, open_store(tmp_path / f"{n}.h5")).digest())
+    assert len(digests) == 3
 
 
 def test_images_smaller_than_the_network_takes_are_refused(store):

@@ -205,6 +205,11 @@ def test_a_source_that_is_none_is_one_clear_line(make, tree, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_split_that_a_data_set_of_arrays_has_not_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="digits: has no split 'test'"):
+        find_listings("digits", tmp_path, split="test")
+
+
 def test_data_sets_that_come_as_arrays_give_both_splits(shared_data):
     train, test = find_listings("fashion-mnist", shared_data)
     assert train.images.shape == (60000, 28, 28, 1)

@@ -43,6 +43,11 @@ def test_rows_that_contradict_each_other_are_refused_and_repeated_ones_are_not(r
     assert read("a.jpg,cat\na.jpg,cat\n", "a.jpg") == ["cat"]
 
 
+def test_a_row_that_names_an_image_once_more_does_not_change_its_class(read):
+    with pytest.raises(DataError, match="1 of 3 rows name no file, such as a"):
+        read("val/a.jpg,cat\nval/b.jpg,dog\na,dog\n", "val/a.jpg", "val/b.jpg")
+
+
 @pytest.mark.parametrize("extra", ["c.jpg,cat", "c.jpg,bird", "c,cat"])
 @pytest.mark.parametrize("first", [True, False])
 def test_rows_that_name_no_file_are_refused(extra, first, read):
