@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 from tqdm.utils import disp_len
 
-from npgait.run_folder import hidden_angle
+from npgait.run_folder import mean_angle
 from npgait.session import Session
 from npgait.training import EpochDone, Event, Measured, StepDone
 
@@ -73,7 +73,7 @@ class EpochLines:
         if self.quiet:
             return
         if isinstance(event, Measured):
-            self.angle = hidden_angle([{"kind": "layers", **event.row()}])
+            self.angle = mean_angle([event.row()])
         elif isinstance(event, StepDone) and self.on_terminal:
             self._live(event)
         elif isinstance(event, EpochDone):

@@ -18,7 +18,7 @@ import numpy as np
 
 from npgait.comparison import Group, Trained, group_repetitions, read_run
 from npgait.files import replacing
-from npgait.run_folder import hidden_angles
+from npgait.run_folder import mean_angle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,8 +115,8 @@ def _per_epoch(groups: Sequence[Group], key: str, label: str, factor: float) -> 
 
 def _angle_by_step(groups: Sequence[Group]) -> Figure | None:
     def points(t: Trained) -> list[tuple[float, float]]:
-        measured = [(row["step"], hidden_angles(row)) for row in t.measured]
-        return [(step, float(np.mean(angles))) for step, angles in measured if angles]
+        means = [(row["step"], mean_angle([row])) for row in t.measured]
+        return [(step, angle) for step, angle in means if angle is not None]
 
     figure = _lines(groups, points, "step", "angle to BP (degrees)")
     if figure is not None:

@@ -120,7 +120,7 @@ class Stepper:
     def _products(self, step: int) -> list[Product]:
         """Return the products with W^-1 that a step makes, as the solver knows them."""
         rule = self.recipe.rule
-        if rule.difference_form is None or rule.auxiliary:
+        if not rule.uses_solver:
             return []
         coupled = self.recipe.is_due(step) and not self.recipe.decoupled
         return [(id(layer.W), not (coupled and layer.has_inverse)) for layer in self.network.layers[1:]]

@@ -240,18 +240,16 @@ def _is_number(value: Any) -> bool:
 
 
 def hidden_angle(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Return the final angle to BP: mean of `hidden_angles` over the last epoch measured."""
+    """Return the final angle to BP: the mean over the last epoch measured."""
     measured = [row for row in rows if row["kind"] == "layers"]
-    if not measured:
-        return None
-    last = [row for row in measured if row["epoch"] == measured[-1]["epoch"]]
-    angles = [angle for row in last for angle in hidden_angles(row)]
-    return float(np.mean(angles)) if angles else None
+    return mean_angle([row for row in measured if row["epoch"] == measured[-1]["epoch"]])
 
 
-def hidden_angles(row: dict[str, Any]) -> list[float]:
-    """Return the angles to BP of the layers below the output, of one measurement.
+def mean_angle(measured: Sequence[dict[str, Any]]) -> float | None:
+    """Return the mean angle to BP of the layers below the output, of rows of measurements.
 
     The output layer is left out: its error is BP's own under every rule.
     """
-    return [layer["angle"] for layer in row["layers"][:-1] if layer["angle"] is not None]
+    layers = [layer for row in measured for layer in row["layers"][:-1]]
+    angles = [layer["angle"] for layer in layers if layer["angle"] is not None]
+    return float(np.mean(angles)) if angles else None

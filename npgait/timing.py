@@ -174,7 +174,7 @@ def inverse_reports(
 ) -> dict[int, SolveReport]:
     """Return how the step of that number makes the product with W^-1 of each layer, by layer."""
     rule = recipe.rule
-    if rule.difference_form is None or rule.auxiliary:
+    if not rule.uses_solver:
         return {}
     reports: list[SolveReport] = []
     solver = rule.solver.fresh(reports)

@@ -87,6 +87,11 @@ class Rule:
             targets = "absolute targets" if self.auxiliary else "any targets"
             raise ValueError(f"rule {self.name!r} has no form for {targets}")
 
+    @property
+    def uses_solver(self) -> bool:
+        """Whether a step runs the difference form, whose products with W^-1 the solver makes."""
+        return self.difference_form is not None and not self.auxiliary
+
     def __call__(
         self,
         layers: Sequence[Layer],
@@ -118,9 +123,10 @@ class Rule:
         """
         self._check(layers, records, error)
         error = error.astype(records[-1].y.dtype, copy=False)
-        if self.difference_form is None or self.auxiliary:
+        if not self.uses_solver:
             assert self.function is not None
             return self.function(layers, records, error)
+        assert self.difference_form is not None
         grams = grams or [None] * len(layers)
         return self.difference_form(layers, records, error, grams=grams, solver=self.solver)
 
