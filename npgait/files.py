@@ -40,7 +40,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no plain file; name one, or a new one", str(path))
-    temporary = _beside(path)
+    temporary = beside(path, os.getpid())
     try:
         try:
             yield temporary
@@ -54,10 +54,10 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _beside(path: Path) -> Path:
-    """Return a temporary path in the folder of `path`, its name cut where it would be too long a one."""
+def beside(path: Path, process: int) -> Path:
+    """Return the temporary path of a process for `path`, its name cut where it would be too long."""
     name = path.name
-    while len(os.fsencode(temporary := f".{name}.{os.getpid()}.tmp")) > MAX_NAME_BYTES:
+    while len(os.fsencode(temporary := f".{name}.{process}.tmp")) > MAX_NAME_BYTES:
         name = name[1:]
     return path.with_name(temporary)
 

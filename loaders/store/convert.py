@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from npgait.files import beside
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.finish import finish, first_head
 from npgait.loaders.store.frame import frame
@@ -158,7 +159,7 @@ def _journal_of(job: Job) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # the longest name of all: too long shows now
-            os.lstat(folder / f".{job.report_path.name}.{1 << 22}.tmp")
+            os.lstat(job.report_path)
         job.journal = open_journal(path, header)
     except OSError as error:
         if not os.path.exists(path):  # nobody has asked for a journal; Path.exists may say so again
@@ -180,9 +181,9 @@ def _journal_of(job: Job) -> Iterator[None]:
 
 def _remove_stale(job: Job) -> None:
     """Remove what a start that was killed had written beside; call with the lock held."""
-    ours = re.compile(rf"\.{re.escape(job.report_path.name)}\.[0-9]+\.tmp")
     for path in job.out.parent.iterdir():
-        if ours.fullmatch(path.name):
+        temporary = re.fullmatch(r"(?s)\..*\.([1-9][0-9]{0,9})\.tmp", path.name)
+        if temporary and path == beside(job.report_path, int(temporary[1])):
             path.unlink(missing_ok=True)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -52,8 +51,6 @@ def read_truth(path: Path, names: Sequence[str]) -> list[str]:
         If the file cannot be read, does not say it once for every image, or speaks of others.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no plain file")
         text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: ground truth cannot be read ({error})") from error

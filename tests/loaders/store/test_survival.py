@@ -115,14 +115,20 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store, size, tree, tmp_path):
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
 
 
-def test_what_a_killed_start_left_beside_is_removed(tree, tmp_path):
-    stale, others = tmp_path / ".x.h5.skipped.txt.4711.tmp", tmp_path / ".x.h5.txt.4711.tmp"
+@pytest.mark.parametrize("letters", [1, 240])  # of the longer the temporary name is cut to fit
+def test_what_a_killed_start_left_beside_is_removed(letters, tree, tmp_path):
+    (tree / "n00000001" / "bad.JPEG").write_bytes(b"no")
+    out = tmp_path / ("x" * letters + ".h5")
+    stale = tmp_path / f".{out.name}.skipped.txt.4711.tmp"[-255:]
+    stale = stale.with_name("." + stale.name[1:])
+    others = tmp_path / ".x.h5.txt.4711.tmp"
     for path in (stale, others):
         path.write_text("half a")
     (listing,) = find_listings("imagenet", tree)
-    assert prepare(listing, tmp_path / "x.h5", Settings(24)).finished
-    assert not stale.exists()
-    assert others.exists()
+    outcome = prepare(listing, out, Settings(24))
+    assert outcome.finished
+    assert outcome.report.name == f"{out.name}.skipped.txt"
+    assert sorted(os.listdir(tmp_path)) == sorted([others.name, "source", out.name, outcome.report.name])
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
