@@ -41,9 +41,10 @@ class Uploader:
         if not slot or slot["host"].nbytes < x.nbytes:
             slot |= self._buffers(x.nbytes)
         slot["copied"].synchronize()
-        host = slot["host"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        dtype = x.dtype.newbyteorder("=")  # CuPy knows no other, and would not say so
+        host = slot["host"][: x.nbytes].view(dtype).reshape(x.shape)
         np.copyto(host, x)
-        device = slot["device"][: x.nbytes].view(x.dtype).reshape(x.shape)
+        device = slot["device"][: x.nbytes].view(dtype).reshape(x.shape)
         self.stream.wait_event(slot["used"])
         device.set(host, stream=self.stream)
         slot["copied"].record(self.stream)

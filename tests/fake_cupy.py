@@ -131,6 +131,7 @@ class FakeArray(np.ndarray):
 
     def set(self, values, stream=None):
         assert type(values) is np.ndarray and values.flags.c_contiguous
+        assert self.dtype.isnative, "CuPy's kernels would read the bytes of a value the wrong way round"
         self.view(np.ndarray)[...] = values
 
     def ravel(self, *arguments):

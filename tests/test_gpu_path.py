@@ -123,6 +123,13 @@ def test_labels_live_where_the_samples_do(on_device, fake_gpu, rng):  # noqa: F8
         assert type(batch) is type(own) is FakeArray
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", "<f4", "u1"])
+def test_samples_of_either_byte_order_arrive_as_they_are(dtype, fake_gpu, rng):  # noqa: F811
+    x, labels = rng.integers(0, 100, (20, 30)).astype(dtype), rng.integers(0, 5, 20)
+    ((batch, _),) = array_data(x, labels, device=fake_gpu).batches(20)
+    np.testing.assert_array_equal(to_host(batch), x)
+
+
 def test_threads_do_not_take_each_others_batches(fake_gpu):  # noqa: F811
     upload, begun, overtaken = Uploader(fake_gpu), threading.Event(), threading.Event()
 
