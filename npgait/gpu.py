@@ -74,8 +74,17 @@ def uploader(device: Device) -> Uploader:
 class Graph:
     """What a GPU was asked to do, recorded: `launch()` does it."""
 
-    def __init__(self, graph: Any) -> None:
-        self.launch: Callable[[], None] = graph.launch
+    def __init__(self, graph: Any, recorder: Recorder) -> None:
+        self.graph, self.recorder = graph, recorder
+
+    def launch(self) -> None:
+        """Do it on the current stream, after what was launched before on any other."""
+        done = self.recorder.done
+        with self.recorder.lock:
+            stream = self.recorder.cuda.get_current_stream()
+            stream.wait_event(done)
+            self.graph.launch()
+            done.record(stream)
 
 
 class Recorder:
@@ -83,13 +92,14 @@ class Recorder:
 
     What is allocated meanwhile comes from a memory pool that nothing else uses, and that gives nothing
     back while there is a graph: it reads and writes the same addresses each time that it is launched.
-    Graphs share the pool, so they are launched on one stream, one after the other.
+    Graphs share the pool, so that they are done one after the other.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.cuda = device.xp.cuda
         self.stream = self.cuda.Stream(non_blocking=True)
+        self.done = self.cuda.Event(disable_timing=True)  # the graph that was launched last
         self.pool = self.cuda.MemoryPool(functools.partial(_memory, self.cuda))
         self.pool.set_limit(size=0)  # none
         self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # CuPy has no weak ones
@@ -110,7 +120,7 @@ class Recorder:
                 with suppress(Exception):  # the recording is spoilt; it has to be ended all the same
                     self.stream.end_capture()
                 raise
-            graph = Graph(self.stream.end_capture())
+            graph = Graph(self.stream.end_capture(), self)
             self.graphs.add(graph)
             return graph, result
 

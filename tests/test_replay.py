@@ -244,6 +244,28 @@ def test_memory_is_given_back_once_no_recording_is_left_that_uses_it(fake_gpu, m
     assert pool.given_back == 2
 
 
+def test_a_graph_waits_for_the_one_before_on_whatever_stream_that_is(fake_gpu):  # noqa: F811
+    """Graphs share memory, and threads may have streams of their own."""
+    said = []
+
+    def stream(name):
+        return types.SimpleNamespace(name=name, wait_event=lambda event: said.append(f"{name} waits"))
+
+    streams = [stream("first"), stream("second")]
+    cuda = types.SimpleNamespace(**vars(fake_gpu.xp.cuda))
+    cuda.get_current_stream = lambda: streams[0]
+    recorder = gpu.Recorder(fake_gpu)
+    recorder.cuda = cuda
+    recorder.done = types.SimpleNamespace(record=lambda stream: said.append(f"{stream.name} done"))
+    graph = gpu.Graph(types.SimpleNamespace(launch=lambda: said.append("launched")), recorder)
+    graph.launch()
+    streams.reverse()
+    graph.launch()
+    assert said == [
+        "first waits", "launched", "first done", "second waits", "launched", "second done",
+    ]  # fmt: skip
+
+
 def test_a_recording_is_for_one_precision(fake_gpu, monkeypatch):  # noqa: F811
     network = network_on(fake_gpu, "dense", "bp", "float32")
     stepper = Stepper(network, recipe_for(network, "bp"))
