@@ -32,6 +32,7 @@ TESTS = Path(__file__).parents[1] / "tests" / "gpu"
 LIMIT = 500.0  # seconds, by which the last case has to be done: what would not be is left out, and said
 TESTS_LIMIT = 240.0  # seconds
 TEST_LIMIT = 100  # seconds of one test, after which it is shown where it stands
+NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
 MOST_WORDS = 80  # characters, of an error in the table
 STEPS = 15  # timed, of each experiment of a case
 # A network's presets; backpropagation through it is timed with them.
@@ -155,9 +156,11 @@ def time_cases(
                 except Exception as error:  # whatever it is, the other cases go on
                     result = f"{type(error).__name__}: {error}".splitlines()[0]
                     # CuPy's is a MemoryError where it is for arrays, CUDA's own for graphs, say.
-                    no_memory = isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in result
+                    no_memory = isinstance(error, MemoryError) or any(
+                        name in result for name in NO_MEMORY
+                    )
                     good &= no_memory
-                    if type(error).__name__ == "CUDARuntimeError" and not no_memory:
+                    if type(error).__name__ in ("CUDARuntimeError", "CUDADriverError") and not no_memory:
                         broken = "not run: the device had failed"  # nothing runs any more
                 report.add(case, precision, batch, result)
                 if not broken:

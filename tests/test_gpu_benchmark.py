@@ -103,13 +103,10 @@ def test_a_case_is_taken_to_grow_with_the_batch(
 def timed_with(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
     """Time three batches, the second of which fails in CUDA; return what is said, and the table."""
 
-    class CUDARuntimeError(RuntimeError):
-        pass
-
-    def timed(message):
+    def timed(kind, message):
         def measure(experiments, device, data_dir, steps):
             if experiments[0].batch_size == 16:
-                raise CUDARuntimeError(message)
+                raise type(kind, (RuntimeError,), {})(message)
             return {"experiments": [row(e.name) for e in experiments]}
 
         monkeypatch.setattr(script, "measure", measure)
@@ -120,17 +117,33 @@ def timed_with(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
     return timed
 
 
-def test_after_an_error_of_cuda_nothing_more_is_run(timed_with):
-    good, table = timed_with("cudaErrorIllegalAddress")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("CUDARuntimeError", "cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        ("CUDADriverError", "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"),
+    ],
+)
+def test_after_an_error_of_cuda_nothing_more_is_run(kind, message, timed_with):
+    """It is the runtime's where the host waits, and the driver's where it launches the next kernel."""
+    good, table = timed_with(kind, message)
     assert not good
-    assert table.count("cudaErrorIllegalAddress") == 1
+    assert table.count("illegal memory access") == 1
     assert table.count("not run: the device had failed") == 3
 
 
-def test_memory_that_cuda_has_not_leaves_out_one_case(timed_with):
-    good, table = timed_with("cudaErrorMemoryAllocation: out of memory")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("CUDARuntimeError", "cudaErrorMemoryAllocation: out of memory"),
+        ("CUDADriverError", "CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+        ("CUBLASError", "CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_memory_that_cuda_has_not_leaves_out_one_case(kind, message, timed_with):
+    good, table = timed_with(kind, message)
     assert good
-    assert table.count("out of memory") == 2
+    assert table.count(message) == 2
     assert "not run" not in table
 
 

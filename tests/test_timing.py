@@ -16,6 +16,11 @@ from npgait.timing import PARTS
 from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 
+def test_products_of_float64_on_a_gpu_are_small_for_most_are_slow_at_them(fake_gpu, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(timing, "_typical", lambda work, device, repeats: 1.0)
+    assert timing.product_rate(fake_gpu, np.dtype(np.float64)) == 2 * 4096**3
+
+
 class Clock:
     """Stands for the module `time`; `passes` are seconds from one look to the next."""
 
