@@ -43,6 +43,14 @@ class Device:
         """Whether arrays live on a CUDA device."""
         return self.index is not None
 
+    def use(self) -> None:
+        """Have this thread compute here from now on: CuPy begins each on the first GPU.
+
+        Kernels and cuBLAS would take the addresses of another GPU's arrays for their own.
+        """
+        if self.is_gpu:
+            self.xp.cuda.Device(self.index).use()
+
 
 CPU = Device(np, "cpu")
 
@@ -68,6 +76,7 @@ def select_device(spec: str = "auto") -> Device:
     ----------
     spec : {"auto", "cpu", "gpu", "gpu:N"}
         "auto" takes the first GPU where there is one and the CPU otherwise, silently.
+        Of several GPUs, this is the one that the thread uses from now on.
 
     Raises
     ------
@@ -86,8 +95,9 @@ def select_device(spec: str = "auto") -> Device:
     index = int(number or 0)
     cupy, count, why = _find_gpus()
     if cupy is not None and index < count:
-        cupy.cuda.Device(index).use()
-        return Device(cupy, f"gpu:{index}", index)
+        device = Device(cupy, f"gpu:{index}", index)
+        device.use()
+        return device
     if spec == "auto":
         return CPU
     if count:

@@ -159,6 +159,7 @@ class Preparation:
 
     def __call__(self, x: Array, seed: tuple[int, int] | None = None) -> Array:
         """Return a batch on the device; augmented where there is a `seed`, which decides how."""
+        self.device.use()
         if self.device.is_gpu and array_module(x) is np:
             return uploader(self.device)(x, lambda x: self._on_device(x, seed))
         return self._on_device(as_array(x, self.device.xp), seed)

@@ -88,6 +88,7 @@ def fit(
     if test is not None and not (isinstance(test, tuple | list) and len(test) == 2):
         raise TypeError(f"test is a {type(test).__name__}; expected a pair (x, labels)")
     streams = random_streams(whole("seed", seed, 0))
+    network.device.use()
     if isinstance(rule, str):
         network.feedback = feedback_of(rule, network, streams.feedback)
         rule = bind(rule, feedback=network.feedback)

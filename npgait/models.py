@@ -264,6 +264,7 @@ def _weights(
     if not isinstance(device, Device):
         raise TypeError(f"device is {device!r}; expected one of npgait.select_device, of 'gpu', say")
     xp, dtype = device.xp, parse_dtype(dtype)
+    device.use()
     W = INITIALISATIONS[initialisation](rng, n_in, n_out)
     return xp.asarray(W, dtype=dtype), xp.zeros(n_out, dtype=dtype)
 

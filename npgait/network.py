@@ -159,6 +159,7 @@ class Network:
         auxiliary : bool
             Whether y and a hold the auxiliary units too. Absolute targets need them.
         """
+        self.device.use()
         records = []
         for layer in self.layers:
             a, y = layer.forward(x, auxiliary=auxiliary)
@@ -168,6 +169,7 @@ class Network:
 
     def output(self, x: Array) -> Array:
         """Return the outputs (logits) of a batch, (B, n_classes), keeping nothing of the way there."""
+        self.device.use()
         for layer in self.layers:
             _, x = layer.forward(x)
         return x
@@ -202,6 +204,7 @@ class Network:
                 "many values a sample"
             )
         xp = array_module(self.layers[0].W)
+        self.device.use()
         classes = np.zeros(len(x), dtype=np.int64)
         samples = x.reshape(len(x), *self.shape_in)
         for start in range(0, len(x), batch_size):

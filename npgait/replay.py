@@ -72,6 +72,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         if self.network.device.is_gpu:
+            self.network.device.use()
             self.recipe.rule.solver.plans.clear()  # of networks that were trained before,
             give_back_memory(self.network.device)  # which hold memory
 
@@ -90,6 +91,7 @@ class Stepper:
         loss : array (B,)
         y : array (B, n_classes)
         """
+        self.network.device.use()
         if on_measure is None and self.graphs and not self.refused and array_module(x) is not np:
             key = self._key(x, labels, step)
             if key in self.recordings and self._steps_to_look(step) > 0:

@@ -64,6 +64,7 @@ def load_network(path: str | Path, *, device: Device = CPU) -> Network:
     try:
         if not isinstance(described, list) or len(described) > LAYERS_MOST:
             raise ValueError("its layers are no list")
+        device.use()
         parameters = {
             name: device.xp.asarray(array) for name, array in checkpoint.arrays["parameters"].items()
         }

@@ -147,6 +147,7 @@ def check_finite(progress: Progress) -> None:
 
 def check_weights(network: Network, progress: Progress) -> None:
     """Raise a TrainingDivergedError where the weights are not finite."""
+    network.device.use()
     for name, parameter in network.named_parameters():
         if not np.isfinite(float(abs(parameter).max())):
             raise TrainingDivergedError(

@@ -4,12 +4,14 @@ Arrays are NumPy's in disguise. Mixing them with NumPy arrays is an error, as it
 reductions are 0-d arrays; whatever brings a value to the host (float, int, bool, item, get) is counted.
 Kernels run as C++ (tests/emulation.py). While a stream records, nothing in place is done, results are
 NaN, and copies from the host and CuPy's own products are errors; a graph does what was recorded, on the
-same memory. What only a device can show, it cannot.
+same memory. This is the second of two GPUs, and a thread has to choose it: CuPy begins with the first.
+What only a device can show, it cannot.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +22,20 @@ import pytest
 from tests.emulation import launch_kernel
 from tests.fake_cublas import FakeCublas
 
+INDEX = 1  # of the GPU that this is
+
 
 class Counter:
     waits = 0
+
+
+class Current(threading.local):
+    """The GPU that a thread computes on."""
+
+    index = 0
+
+
+current = Current()
 
 
 class Tape:
@@ -61,6 +74,7 @@ def _refuse_products() -> None:
 
 def _launch(source: str, name: str, dtype: np.dtype, n: int, arguments: tuple) -> None:
     assert all(type(each) is not np.ndarray for each in arguments), f"{name}: an array of the host"
+    assert current.index == INDEX, f"{name}: an array of another GPU"
     _change(lambda: launch_kernel(source, name, dtype, n, arguments))
 
 
@@ -106,7 +120,7 @@ class FakeArray(np.ndarray):
 
     @property
     def device(self):
-        return types.SimpleNamespace(id=0)
+        return types.SimpleNamespace(id=INDEX)
 
     def _wait(self):
         if Tape.work is not None:
@@ -277,8 +291,8 @@ class _Stream:
 def make() -> types.ModuleType:
     """A module to stand as `cupy` in sys.modules."""
     cuda = types.SimpleNamespace(
-        Device=lambda index: types.SimpleNamespace(use=lambda: None),
-        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, runtimeGetVersion=lambda: 13000),
+        Device=lambda index: types.SimpleNamespace(use=lambda: setattr(current, "index", index)),
+        runtime=types.SimpleNamespace(getDeviceCount=lambda: 2, runtimeGetVersion=lambda: 13000),
         get_current_stream=_Stream,
         Stream=_Stream,
         Event=_Event,
@@ -318,6 +332,6 @@ def fake_gpu(monkeypatch):
     for made in (gpu.uploader, gpu.recorder, cublas.cublas_of):
         made.cache_clear()
     Counter.waits = 0
-    yield backend.select_device("gpu")
+    yield backend.select_device(f"gpu:{INDEX}")
     for made in (gpu.uploader, gpu.recorder, cublas.cublas_of):
         made.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from npgait import models
 from npgait.backend import to_host
 from npgait.data import array_data, scaling_of
+from npgait.fitting import fit
 from npgait.gpu import Uploader
 from npgait.inverse import InverseSolver
 from npgait.layers import Dense
@@ -18,9 +20,10 @@ from npgait.network import Network
 from npgait.optimizers import SGD, Adam
 from npgait.orthogonality import REGULARISERS
 from npgait.rules import NAMES, bind, draw_feedback
+from npgait.saving import load_network, save_network
 from npgait.streams import random_streams
 from npgait.training import EpochDone, Recipe, TrainingDivergedError, train, train_step
-from tests.fake_cupy import Counter, FakeArray, fake_gpu  # noqa: F401 - a fixture
+from tests.fake_cupy import Counter, FakeArray, current, fake_gpu  # noqa: F401 - a fixture
 from tests.support import relative
 
 
@@ -128,6 +131,35 @@ def test_samples_of_either_byte_order_arrive_as_they_are(dtype, fake_gpu, rng): 
     x, labels = rng.integers(0, 100, (20, 30)).astype(dtype), rng.integers(0, 5, 20)
     ((batch, _),) = array_data(x, labels, device=fake_gpu).batches(20)
     np.testing.assert_array_equal(to_host(batch), x)
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_a_thread_computes_on_the_gpu_of_its_network(kind, fake_gpu, tmp_path, rng):  # noqa: F811
+    """Each thread begins on the first GPU, and this is the second."""
+    network = network_on(fake_gpu, kind, "gait", "float32")
+    x, labels = rng.standard_normal((20, *network.shape_in)), rng.integers(0, 5, 20)
+    save_network(tmp_path / "network.h5", network)
+    uses = {
+        "fit": lambda: fit(network, x, labels, epochs=2),
+        "predict": lambda: network.predict(x),
+        "forward": lambda: network.forward(fake_gpu.xp.asarray(x.astype(np.float32))),
+        "build": lambda: (network_on(fake_gpu, kind, "fa"), current.index),
+        "load": lambda: (load_network(tmp_path / "network.h5", device=fake_gpu), current.index),
+    }
+    for name, use in uses.items():
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(use).result()
+        assert name not in ("build", "load") or result[1] == fake_gpu.index
+
+
+def test_a_network_is_trained_on_its_gpu_whatever_happens_between_steps(fake_gpu, rng):  # noqa: F811
+    network = network_on(fake_gpu, "dense", "gait", "float32")
+    data = array_data(
+        rng.standard_normal((64, 30)), rng.integers(0, 5, 64), device=fake_gpu, dtype="float32"
+    )
+    options = {"epochs": 2, "batch_size": 16, "streams": random_streams(0), "measure_every": 3}
+    for _ in train(network, recipe_for(network, "gait", ortho_strength=0.5), data, data, **options):
+        current.index = 0  # another network is trained there, say
 
 
 def test_threads_do_not_take_each_others_batches(fake_gpu):  # noqa: F811
