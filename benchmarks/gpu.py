@@ -144,11 +144,15 @@ def time_cases(
     broken = ""
     for batch in batches:
         for precision in PRECISIONS:
-            set_precision(precision)
+            refused = ""
+            try:
+                set_precision(precision)
+            except DeviceError as error:
+                refused = str(error)
             for case, presets in cases.items():
                 began = elapsed()
-                if broken or began + _expected(took.get(case), batch) > LIMIT:
-                    report.add(case, precision, batch, broken or "no time left")
+                if broken or refused or began + _expected(took.get(case), batch) > LIMIT:
+                    report.add(case, precision, batch, broken or refused or "no time left")
                     continue
                 result: dict[str, Any] | str
                 try:

@@ -252,7 +252,7 @@ def set_precision(precision: str) -> None:
     ValueError
         If `precision` is neither.
     DeviceError
-        If there is no CuPy, or it cannot choose.
+        If there is no CuPy, or it cannot choose: GPUs before Ampere have no TF32.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
@@ -260,9 +260,14 @@ def set_precision(precision: str) -> None:
         from cupy._core import _routines_linalg as products
 
         kind = products.COMPUTE_TYPE_TF32 if precision == "tf32" else products.COMPUTE_TYPE_FP32
-        products.set_compute_type(np.dtype(np.float32), kind)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy's own, that it takes another
+            products.set_compute_type(np.dtype(np.float32), kind)
+        chosen = products.get_compute_type(np.dtype(np.float32))
     except (ImportError, AttributeError) as error:
         raise DeviceError(f"precision {precision!r} cannot be set: {_one_line(error)}") from error
+    if precision == "tf32" and chosen != kind:
+        raise DeviceError("precision 'tf32' needs a GPU of compute capability 8.0 or more; use float32")
 
 
 def precision_of(x: Array) -> str:

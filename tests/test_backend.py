@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -126,6 +127,17 @@ def test_tf32_is_chosen_seen_and_left_for_what_is_measured(cupys_products, fake_
     backend.set_precision("float32")
     assert backend.precision_of(x) == "float32"
     assert cupys_products.chosen == 4
+
+
+def test_tf32_on_a_gpu_that_has_none_is_an_error(cupys_products, fake_gpu, monkeypatch):  # noqa: F811
+    def set_compute_type(dtype, kind):
+        warnings.warn("COMPUTE_TYPE_DEFAULT will be used instead.", stacklevel=2)
+        cupys_products.chosen = 0
+
+    monkeypatch.setattr(cupys_products, "set_compute_type", set_compute_type)
+    with pytest.raises(backend.DeviceError, match="needs a GPU of compute capability 8"):
+        backend.set_precision("tf32")
+    backend.set_precision("float32")  # which a default is
 
 
 def test_a_precision_that_is_unknown_or_cannot_be_chosen_is_an_error(monkeypatch):

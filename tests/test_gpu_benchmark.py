@@ -99,6 +99,19 @@ def test_a_case_is_taken_to_grow_with_the_batch(
     assert (tmp_path / "gpu.md").read_text().count("no time left") == left_out
 
 
+def test_a_card_without_tf32_is_timed_in_float32(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
+    def set_precision(precision):
+        if precision == "tf32":
+            raise backend.DeviceError("there is none")
+
+    monkeypatch.setattr(script, "set_precision", set_precision)
+    monkeypatch.setattr(script, "measure", lambda experiments, *_: {"experiments": [row("bp")]})
+    report = script.Report("card", tmp_path / "gpu")
+    assert script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16), lambda: 0.0)
+    table = (tmp_path / "gpu.md").read_text()
+    assert (table.count("there is none"), table.count("bp ")) == (2, 2)
+
+
 @pytest.fixture
 def timed_with(script, fake_gpu, monkeypatch, tmp_path):  # noqa: F811
     """Time three batches, the second of which fails in CUDA; return what is said, and the table."""
