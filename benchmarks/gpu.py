@@ -114,8 +114,10 @@ def main() -> int:
     passed = run_tests(device, report.out)
     report.title += f"; tests {'passed' if passed else 'FAILED'}"
     report.write()
-    passed &= time_cases(report, device, CASES, BATCHES, lambda: time.monotonic() - started)
-    print(report)
+    try:
+        passed &= time_cases(report, device, CASES, BATCHES, lambda: time.monotonic() - started)
+    finally:
+        print(report)  # where the disk is full, too
     return int(not passed)
 
 

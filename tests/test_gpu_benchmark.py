@@ -193,11 +193,11 @@ def test_without_a_gpu_it_says_so(script, monkeypatch, capsys):
 def run_main(script, fake_gpu, monkeypatch):  # noqa: F811
     """Run the script with --out; return its status, and the number of times that tests were run."""
 
-    def run(out):
+    def run(out, time=lambda *arguments: True):
         runs = []
         monkeypatch.setattr(script, "_card", lambda device: "card")
         monkeypatch.setattr(script, "run_tests", lambda device, out: runs.append(out) or True)
-        monkeypatch.setattr(script, "time_cases", lambda *arguments: True)
+        monkeypatch.setattr(script, "time_cases", time)
         monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(out)])
         return script.main(), len(runs)
 
@@ -213,6 +213,16 @@ def test_files_go_where_out_says_a_folder_included(out, expected, run_main, tmp_
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert written == [f"{expected}.json", f"{expected}.md"]
     assert "tests passed" in (tmp_path / f"{expected}.md").read_text()
+
+
+def test_what_was_measured_is_shown_where_it_can_no_longer_be_written(run_main, tmp_path, capsys):
+    def time_cases(report, *_):
+        report.rows.append(["measured", *[""] * 9])
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_main(tmp_path / "gpu", time=time_cases)
+    assert "measured" in capsys.readouterr().out
 
 
 def test_what_cannot_be_written_is_said_before_the_tests(run_main, tmp_path, capsys):
