@@ -43,6 +43,7 @@ MISTAKES = (
     SwitchError,
 )
 FAILURES = (*DIVERGED, FiguresError, WorkerError, MemoryError)
+NO_THREAD = "can't start new thread"  # which is how Python says so
 
 
 class BadUsage(click.ClickException):
@@ -86,6 +87,13 @@ def reporting() -> Iterator[None]:
         raise FailedRun(f"{where}: {error.strerror or error}") from error
     except FAILURES as error:
         raise FailedRun(str(error) or "there is too little memory") from error
+    except RuntimeError as error:
+        if not str(error).startswith(NO_THREAD):
+            raise
+        raise FailedRun(
+            "the system starts no more threads: it is short of memory, or this user or container may "
+            "have no more processes (ulimit -u)"
+        ) from error
 
 
 def _drop_output() -> None:

@@ -90,9 +90,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _check_seal(path)
         # Who writes puts a whole file in its place; a lock of HDF5's would only fail, or not be there.
         with h5py.File(path, "r", locking=False) as file:
-            text = _read(file["meta"], path.stat().st_size).tobytes().decode()
+            text = _read(_own(file, "meta"), path.stat().st_size).tobytes().decode()
             arrays = {
-                group: _read_group(file[group], path.stat().st_size)
+                group: _read_group(_own(file, group), path.stat().st_size)
                 for group in ("parameters", "optimizer", "feedback")
             }
         meta = json.loads(text)
@@ -106,12 +106,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
+def _own(file: Any, name: str) -> Any:
+    """Return what lies in this file under a name: what is linked may be a pipe, which never ends."""
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    return file[name]
+
+
 def _read_group(group: Any, file_bytes: int) -> dict[str, np.ndarray]:
     import h5py
 
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: Any) -> None:
+        if name.count("/") > 1:  # LAYER/W; of groups in groups without end each name is a longer way
+            raise ValueError(f"{group.name} has groups within groups")
         if isinstance(item, h5py.Dataset):
             found[name] = _read(item, file_bytes)
 
@@ -120,7 +131,12 @@ def _read_group(group: Any, file_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _read(dataset: Any, file_bytes: int) -> np.ndarray:
-    """Return a dataset, refusing what cannot be in a file of this size: nothing is compressed."""
+    """Return a dataset, refusing what cannot be in a file of this size: nothing is compressed.
+
+    Nor does anything lie in other files, which may be pipes.
+    """
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} lies in another file")
     if dataset.nbytes > min(file_bytes, MAX_BYTES) or dataset.dtype.kind not in "fiu":
         raise ValueError(f"{dataset.name} promises {dataset.nbytes} bytes of {dataset.dtype}")
     return dataset[()] if dataset.shape else np.asarray(dataset[()])

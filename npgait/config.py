@@ -289,7 +289,7 @@ def _check_together(e: Experiment, where: str) -> None:
     elif e.network != "imagenet" and e.patch_bytes is not None:
         problem = "key 'patch_bytes' belongs to network 'imagenet'"
     elif e.output_activation != "same" and "f_output" not in takes:
-        problem = f"key 'output_activation' does not apply to {e.network!r}: its output is linear"
+        problem = f"key 'output_activation' does not apply to {e.network!r}; set it to same"
     elif e.network == "imagenet" and (e.width is not None or e.depth is not None):
         problem = "keys 'width' and 'depth' do not apply to network 'imagenet'"
     if problem is not None:

@@ -225,7 +225,7 @@ def can_be_file(name: str) -> bool:
         os.fsencode(name)
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in name
 
 
 def printable(text: str) -> str:

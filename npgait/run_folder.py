@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import Device
-from npgait.files import holds, read_text, write_text
+from npgait.files import can_be_file, holds, read_text, write_text
 from npgait.kernels import loops
 from npgait.metrics import LayerMeasures
 
@@ -98,6 +98,12 @@ def read_info(folder: Path) -> dict[str, str | None]:
     found = {key: info.get(key) for key in keys} if isinstance(info, dict) else {}
     if not found or not all(isinstance(value, str | None) for value in found.values()):
         raise RunFolderError(f"{folder / INFO}: does not say where the run was computed; {REMEDY}")
+    data = found["data"]
+    if data is not None and not can_be_file(data):
+        raise RunFolderError(
+            f"{folder / INFO}: says that the data are in {data!r}, which is no name of a folder in this "
+            f"locale; {REMEDY}"
+        )
     return found
 
 

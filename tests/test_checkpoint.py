@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -139,6 +141,50 @@ def test_a_file_that_promises_more_than_it_holds_is_refused(tmp_path):
     seal(tmp_path / "c.h5")
     with pytest.raises(CheckpointError, match=r"promises \d+ bytes of float32"):
         load_checkpoint(tmp_path / "c.h5")
+
+
+def _external(file, name, pipe):
+    file.create_dataset(name, (3,), np.float32, external=[(pipe, 0, h5py.h5f.UNLIMITED)])
+
+
+def _virtual(file, name, pipe):
+    layout = h5py.VirtualLayout((3,), np.float32)
+    layout[...] = h5py.VirtualSource(pipe, "x", (3,))
+    file.create_virtual_dataset(name, layout)
+
+
+def _linked(file, name, pipe):
+    file[name] = h5py.ExternalLink(pipe, "/x")
+
+
+def _deep(file, name, _):
+    file[name + "/g" * 4000] = np.float32(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a pipe")
+@pytest.mark.parametrize(
+    ("name", "put", "words"),
+    [
+        ("meta", _linked, "meta is a link"),
+        ("parameters", _linked, "parameters is a link"),
+        ("meta", _external, "lies in another file"),
+        ("parameters/hidden1/W", _external, "lies in another file"),
+        ("parameters/hidden1/W", _virtual, "lies in another file"),
+        ("parameters/hidden1", _deep, "groups within groups"),
+    ],
+)
+def test_a_file_that_leads_elsewhere_or_without_end_is_refused_at_once(name, put, words, tmp_path):
+    save_checkpoint(tmp_path / "c.h5", sample())
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        del file[name]
+        put(file, name, str(tmp_path / "pipe"))
+    seal(tmp_path / "c.h5")
+    code = "import sys; from pathlib import Path; from npgait import checkpoint"
+    code += "; checkpoint.load_checkpoint(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "c.h5")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert words in ended.stderr
 
 
 @settings(max_examples=300)

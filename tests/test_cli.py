@@ -606,6 +606,20 @@ def test_a_damaged_run_json_is_a_clear_message(finished, tmp_path, text):
     assert "run.json" in result.output
 
 
+@pytest.mark.parametrize("data", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("command", ["resume", "check"])
+def test_a_run_json_with_data_that_no_path_can_name_is_a_clear_message(
+    command, data, finished, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**info, "data": data}))
+    result = call(command, folder)
+    assert result.exit_code == 2, result.output
+    assert "run.json: says that the data are in" in result.output
+
+
 def test_without_run_json_it_is_said_what_to_write_and_that_is_enough(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
@@ -163,6 +164,30 @@ def test_workers_that_do_not_start_are_one_line_with_status_1(source, tmp_path, 
     monkeypatch.setattr(workers, "FIRST_WAIT", 0.01)
     text = npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "-q", status=1)
     assert "Error: a process that decodes images did not start" in text
+
+
+def test_threads_that_do_not_start_are_one_line_with_status_1(source, tmp_path, monkeypatch):
+    npgait("data", "prepare", "imagenet", source, tmp_path / "x.h5", "--size", 20, "-q")
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for command in (("data", "verify"), ("data", "bench")):
+        text = npgait(*command, tmp_path / "x.h5", status=1)
+        assert "Error: the system starts no more threads" in text
+    text = npgait(
+        "run",
+        *RUN,
+        "--set",
+        "image_size=20",
+        "--data",
+        tmp_path / "x.h5",
+        "--out",
+        tmp_path / "r",
+        status=1,
+    )
+    assert "Error: the system starts no more threads" in text
 
 
 def test_digits_and_arrays_convert_and_train_to_the_same_digit(tmp_path):
