@@ -63,6 +63,13 @@ def test_absolute_targets_are_seen_to_lose_the_direction_in_float32_and_not_in_f
     assert kept[0].absolute_to_difference < 1
 
 
+def test_of_implicit_units_absolute_targets_are_not_made():
+    layers, findings = check_session(*session_of("gait", implicit_auxiliary=True))
+    assert "WRONG" not in marks(findings)
+    assert all(layer.absolute_to_difference is None for layer in layers)
+    assert not any("absolute" in finding.text for finding in findings)
+
+
 def test_layers_of_which_absolute_targets_leave_no_update_are_named_among_the_lost():
     with np.errstate(over="ignore", invalid="ignore"):
         layers, findings = check_session(*session_of("gait", gamma=1e-30))
@@ -186,6 +193,12 @@ def test_a_preset_is_checked_where_a_folder_has_its_name_and_the_folder_as_a_pat
         run = invoke("check", name, "--device", "cpu")
         assert run.exit_code == 2
         assert "is not the folder of a run" in run.output
+
+
+def test_a_name_of_no_preset_is_an_error_with_the_nearest_one():
+    run = invoke("check", "digts")
+    assert run.exit_code == 2
+    assert "preset 'digts' is unknown; nearest: 'digits'" in run.output
 
 
 def test_data_are_read_once_for_all_experiments(tmp_path, monkeypatch):

@@ -71,6 +71,16 @@ def test_a_legend_of_many_names_covers_no_line():
         assert axes.get_window_extent().height > 0.5 * figure.dpi
 
 
+@pytest.mark.parametrize(
+    ("names", "inside"),
+    [(["bp", "gait"], True), (["bp", "x" * 40], False), (["a", "b", "c", "d", "e"], False)],
+)
+def test_a_legend_stands_in_the_axes_if_all_of_it_is_small(names, inside):
+    for figure in drawn(*map(trained, names)).values():
+        assert bool(figure.axes[0].get_legend()) == inside
+        assert bool(figure.legends) != inside
+
+
 def test_no_two_lines_look_alike():
     figure = drawn(*(trained(str(number)) for number in range(14)))["train-accuracy"]
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}

@@ -114,7 +114,7 @@ def test_a_rate_is_of_the_operations_that_the_device_has_done(monkeypatch):
     assert timing.product_rate(CPU, np.dtype("float32"), n=6, repeats=3) == 2 * 6**3 / 2
 
 
-@pytest.mark.parametrize(("every", "expected"), [(1, [5, 10, 10]), (4, [2, 7, 10])])
+@pytest.mark.parametrize(("every", "expected"), [(1, [5, 10, 10]), (2, [3, 8, 10]), (4, [2, 7, 10])])
 def test_parts_of_steps_with_the_regulariser_and_without_are_weighed(every, expected, monkeypatch):
     network = models.square(8, 3, width=4, depth=1)
     clock = Clock()

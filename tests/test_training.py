@@ -210,6 +210,19 @@ def test_events_count_steps_and_measure_at_the_interval():
     assert [layer["layer"] for layer in row["layers"]] == ["hidden1", "hidden2", "output"]
 
 
+def test_steps_are_numbered_from_one_through_all_epochs(monkeypatch):
+    numbers = []
+
+    def is_due(recipe, step):
+        numbers.append(step)
+        return False
+
+    monkeypatch.setattr(Recipe, "is_due", is_due)
+    network, recipe, data, streams = prepared()
+    list(train(network, recipe, data, epochs=2, batch_size=16, streams=streams))
+    assert list(dict.fromkeys(numbers)) == list(range(1, 11))
+
+
 def test_measuring_does_not_change_what_is_learned():
     ends = []
     for every in (0, 1):
