@@ -250,6 +250,16 @@ def test_metrics_are_json_lines_and_two_tables(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_measure_of_a_layer_that_is_not_finite_is_missing(value, tmp_path):
+    first, output = ROWS[0]["layers"]
+    write_metrics(tmp_path, [{**ROWS[0], "layers": [{**first, "norm_ratio": value}, output]}])
+    (row,) = read_metrics(tmp_path)
+    assert row == {**ROWS[0], "layers": [{**first, "norm_ratio": None}, output]}
+    with (tmp_path / "layers.csv").open() as file:
+        assert [layer["norm_ratio"] for layer in csv.DictReader(file)] == ["", "1.0"]
+
+
 def test_the_final_angle_leaves_the_output_layer_out():
     assert hidden_angle(ROWS) == 12.0
     assert hidden_angle(ROWS[1:]) is None
