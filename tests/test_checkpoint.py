@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 
 import h5py
@@ -289,6 +290,10 @@ DAMAGED = [
     '{"kind": "layers", "epoch": 1, "step": 5}',
     '{"kind": "layers", "epoch": 1, "step": 5, "layers": [{"layer": "hidden1"}]}',
     '{"kind": "layers", "epoch": true, "step": 5, "layers": []}',
+    *(
+        json.dumps({**ROWS[0], "layers": [{**layer, key: value} for layer in ROWS[0]["layers"]]})
+        for key, value in (("angle", "12"), ("gamma", [1]), ("norm_ratio", math.nan))
+    ),
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": NaN}',
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1, "test_loss": 1e999}',
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1' + "0" * 400 + "}",

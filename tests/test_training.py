@@ -223,6 +223,15 @@ def test_steps_are_numbered_from_one_through_all_epochs(monkeypatch):
     assert list(dict.fromkeys(numbers)) == list(range(1, 11))
 
 
+def test_losses_are_looked_at_every_so_many_steps_and_at_the_end_of_an_epoch(monkeypatch):
+    looks = []
+    monkeypatch.setattr(training, "LOOK_EVERY", 3)
+    monkeypatch.setattr(training, "check_finite", lambda progress: looks.append(progress.step))
+    network, recipe, data, streams = prepared()
+    list(train(network, recipe, data, epochs=2, batch_size=10, streams=streams))  # of 7 batches
+    assert list(dict.fromkeys(looks)) == [3, 6, 7, 9, 12, 14]
+
+
 def test_measuring_does_not_change_what_is_learned():
     ends = []
     for every in (0, 1):
