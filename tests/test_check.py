@@ -49,6 +49,16 @@ def test_equations_of_deep_networks_hold_though_steps_and_nudges_cross_kinks(dep
     assert bool(crossed) == (depth == 30)
 
 
+@pytest.mark.parametrize(
+    ("rule", "gamma", "crossed"), [("gait", 1e-7, False), ("gait", 0.9, True), ("itp", 0.9, False)]
+)
+def test_nudges_are_those_of_the_experiment_where_its_rule_is_gait(rule, gamma, crossed):
+    layers, findings = check_session(*session_of("gait", rule=rule, gamma=gamma))
+    assert (layers[0].gait_to_bp > 1) == crossed
+    assert any("nudges cross kinks" in finding.text for finding in findings) == crossed
+    assert "WRONG" not in marks(findings)
+
+
 def test_of_activity_next_to_nothing_no_derivative_is_claimed():
     _, findings = check_session(*session_of("bp", depth=80))
     (derivative,) = (finding for finding in findings if "derivative" in finding.text)

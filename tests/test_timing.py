@@ -52,11 +52,11 @@ def test_what_is_added_to_measure_memory_is_of_the_size_asked_for_and_added_whol
     def in_threads(work, parts, x):
         for part in parts:
             work(part)
-        added.append((x.nbytes, bool((x == 1 + len(added) + 1).all())))
+        added.append((x.nbytes, len(parts), bool((x == 1 + len(added) + 1).all())))
 
     monkeypatch.setattr(timing, "in_threads", in_threads)
     timing.bandwidth(CPU, size=400, repeats=2)
-    assert added == [(400, True)] * 3
+    assert added == [(400, 4, True)] * 3
 
 
 def test_steps_are_timed_by_whether_the_regulariser_was_due(monkeypatch):

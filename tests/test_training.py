@@ -333,6 +333,7 @@ def test_fit_refuses_what_cannot_work(options, message, rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rule": 3}, "rule is 3; expected a name"),
         ({"optimizer": "adam"}, "optimizer is 'adam'"),
         ({"optimizer": Adam}, "optimizer is <class"),
         ({"learning_rate": None}, "learning_rate is None; expected a number"),
