@@ -66,11 +66,13 @@ def test_of_activity_next_to_nothing_no_derivative_is_claimed():
 
 
 def test_absolute_targets_are_seen_to_lose_the_direction_in_float32_and_not_in_float64():
-    lost, kept = (
-        check_session(*session_of("gait", dtype=d, gamma=1e-6))[0] for d in ("float32", "float64")
+    (lost, lost_words), (kept, kept_words) = (
+        check_session(*session_of("gait", dtype=d, gamma=1e-6)) for d in ("float32", "float64")
     )
     assert lost[0].absolute_to_difference > 5
     assert kept[0].absolute_to_difference < 1
+    assert ["absolute" in f.text for f in lost_words if f.mark == "note"] == [True]
+    assert [f.mark for f in kept_words if "absolute and difference targets agree" in f.text] == ["fine"]
 
 
 def test_of_implicit_units_absolute_targets_are_not_made():
