@@ -205,7 +205,7 @@ def _in_words(layers: Sequence[LayerCheck], session: Session, limit: float) -> l
         )
     )
     distances = [l.distance for l in layers[1:] if l.distance is not None]
-    away, far = max(distances, default=0.0), [l.gait_to_bp for l in layers if l.gait_to_bp is not None]
+    away, far = max(distances), [l.gait_to_bp for l in layers if l.gait_to_bp is not None]
     if away < ORTHOGONAL and far and max(far) > SAME:
         apart = f"{max(far):.1f} degrees away from BP"
         if limit > SAME:

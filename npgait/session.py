@@ -287,7 +287,7 @@ def run_session(
             session.rows.append({"kind": "epoch", **event.row})
         batch_done = isinstance(event, StepDone)
         stopping = not isinstance(event, Measured) and stop()
-        overdue = time.monotonic() - saved > 60 * e.checkpoint_minutes
+        overdue = time.monotonic() - saved >= 60 * e.checkpoint_minutes
         if isinstance(event, EpochDone) or stopping or (batch_done and overdue):
             save_session(folder / CHECKPOINT, session, data_digest)
             write_metrics(folder, session.rows)

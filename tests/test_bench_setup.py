@@ -27,6 +27,14 @@ def test_a_rule_that_the_preset_lacks_and_inverts_is_timed_as_the_one_that_does(
     assert gait.ortho_strength > 0
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.25])
+def test_a_rule_set_beside_one_that_inverts_is_regularised_as_that_one_is(strength, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(f'[[experiment]]\nrule = "gait"\northo_strength = {strength}\n')
+    bp, itp = choose(str(file), ["itp"], [], {})
+    assert [(e.rule, e.ortho_strength) for e in (bp, itp)] == [("bp", 0.0), ("itp", strength)]
+
+
 def test_rules_that_invert_are_timed_with_the_regulariser_beside_experiments_that_have_none():
     for arguments in (("cifar10-bp", ["gait", "dfa"], []), ("digits", ["gait", "dfa"], ["bp"])):
         bp, *made = choose(*arguments, {})

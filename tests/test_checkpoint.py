@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -296,6 +297,16 @@ def test_metrics_are_json_lines_and_two_tables(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_measure_of_a_layer_that_is_not_finite_is_missing(value, tmp_path):
+    first, output = ROWS[0]["layers"]
+    write_metrics(tmp_path, [{**ROWS[0], "layers": [{**first, "norm_ratio": value}, output]}])
+    (row,) = read_metrics(tmp_path)
+    assert row == {**ROWS[0], "layers": [{**first, "norm_ratio": None}, output]}
+    with (tmp_path / "layers.csv").open() as file:
+        assert [layer["norm_ratio"] for layer in csv.DictReader(file)] == ["", "1.0"]
+
+
 def test_the_final_angle_leaves_the_output_layer_out():
     assert hidden_angle(ROWS) == 12.0
     assert hidden_angle(ROWS[1:]) is None
@@ -325,6 +336,10 @@ DAMAGED = [
     '{"kind": "layers", "epoch": 1, "step": 5}',
     '{"kind": "layers", "epoch": 1, "step": 5, "layers": [{"layer": "hidden1"}]}',
     '{"kind": "layers", "epoch": true, "step": 5, "layers": []}',
+    *(
+        json.dumps({**ROWS[0], "layers": [{**layer, key: value} for layer in ROWS[0]["layers"]]})
+        for key, value in (("angle", "12"), ("gamma", [1]), ("norm_ratio", math.nan))
+    ),
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": NaN}',
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1, "test_loss": 1e999}',
     '{"kind": "epoch", "epoch": 1, "step": 5, "seconds": 1' + "0" * 400 + "}",

@@ -122,6 +122,7 @@ def test_a_mistake_is_one_line_naming_file_key_and_what_was_expected(text, parts
 @pytest.mark.parametrize(
     ("key", "taken", "refused"),
     [
+        ("name", ["a.b-c_1", "x" * 100], ["", ".a", "a b", "a/b", "Run.json", "plots", "x" * 101]),
         ("normalisation", ["none"], ["zscore"]),
         ("image_size", [1], [0, 1 << 24]),
         ("augmentation", ["crop"], ["mixup"]),
@@ -129,6 +130,7 @@ def test_a_mistake_is_one_line_naming_file_key_and_what_was_expected(text, parts
         ("network", ["tower"], ["cube"]),
         ("width", [1], [0, 1 << 24]),
         ("depth", [1], [0, 10_000]),
+        ("widths", [], [[1.5], [True], [0], [1 << 24], 5, "12"]),
         ("slope", [1, 2.5], [0, -0.1]),
         ("output_activation", ["linear"], ["relu"]),
         ("initialisation", ["glorot_normal"], ["zeros"]),

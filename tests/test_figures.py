@@ -54,6 +54,10 @@ def test_the_angle_of_a_layer_stands_above_its_name_however_deep_the_other_netwo
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["hidden1", "hidden2", "output"]
     found = {c.get_label(): [round(x) for x in c.lines[0].get_xdata()] for c in axes.containers}
     assert found == {"shallow": [0, 2], "deep": [0, 1, 2]}
+    many = drawn(*(trained(str(number)) for number in range(5)))["angle-by-layer"].axes[0]
+    places = [c.lines[0].get_xdata() for c in many.containers]
+    assert [[round(x) for x in own] for own in places] == [[0, 1, 2]] * 5
+    assert len({own[0] for own in places}) == 5
 
 
 @pytest.mark.parametrize("name", ["_hidden", "bp ($x^2$)", "bp ($\\frac$)", "x" * 100, "\u6570\u5b57"])
@@ -69,6 +73,16 @@ def test_a_legend_of_many_names_covers_no_line():
         (legend,), (axes,) = figure.legends, figure.axes
         assert not legend.get_window_extent().overlaps(axes.get_window_extent())
         assert axes.get_window_extent().height > 0.5 * figure.dpi
+
+
+@pytest.mark.parametrize(
+    ("names", "inside"),
+    [(["bp", "gait"], True), (["bp", "x" * 40], False), (["a", "b", "c", "d", "e"], False)],
+)
+def test_a_legend_stands_in_the_axes_if_all_of_it_is_small(names, inside):
+    for figure in drawn(*map(trained, names)).values():
+        assert bool(figure.axes[0].get_legend()) == inside
+        assert bool(figure.legends) != inside
 
 
 def test_no_two_lines_look_alike():

@@ -66,6 +66,16 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path, monkeypa
     assert caught.value.filename == str(tmp_path / "report.html")
 
 
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    def fail():
+        with replacing(tmp_path / "store.h5"):
+            (tmp_path / "images").open()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "images")
+
+
 def test_a_write_leaves_no_descriptor_open(tmp_path):
     def lowest_free():
         descriptor = os.open(tmp_path / "a", os.O_RDONLY)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from npgait import models
+from npgait import models, training
 from npgait.backend import to_host
 from npgait.data import array_data, scaling_of
 from npgait.fitting import fit
@@ -183,14 +183,25 @@ def test_threads_do_not_take_each_others_batches(fake_gpu):  # noqa: F811
     assert (to_host(got) == 1).all()
 
 
-def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(fake_gpu, rng):  # noqa: F811
+@pytest.mark.parametrize(("look_every", "step"), [(3, 3), (50, 4)])
+def test_a_loss_that_is_not_finite_is_seen_on_a_device_too(
+    look_every,
+    step,
+    fake_gpu,  # noqa: F811
+    rng,
+    monkeypatch,
+):
+    monkeypatch.setattr(training, "LOOK_EVERY", look_every)
     network = network_on(fake_gpu, "dense", "bp", "float32")
     network.layers[1].W[:] = np.inf
     data = array_data(
         rng.standard_normal((64, 30)), rng.integers(0, 5, 64), device=fake_gpu, dtype="float32"
     )
     options = {"epochs": 1, "batch_size": 16, "streams": random_streams(0)}
-    with np.errstate(all="ignore"), pytest.raises(TrainingDivergedError, match="not finite"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(TrainingDivergedError, match=f"the loss is not finite at step {step} or up to"),
+    ):
         list(train(network, recipe_for(network, "bp"), data, **options))
 
 

@@ -19,6 +19,7 @@ from npgait.parallel import (
     scratch,
     stretches,
 )
+from tests.fake_cupy import fake_gpu  # noqa: F401 - a fixture
 
 SLICES = [slice(i, i + 3) for i in range(0, 30, 3)]
 
@@ -50,6 +51,12 @@ def test_the_calling_thread_takes_parts_as_well():
         threads = in_threads(work, list(range(20)), np.zeros(1))
     assert threading.current_thread() in threads
     assert len(set(threads)) == 2
+
+
+def test_work_on_a_device_is_asked_for_by_one_thread(fake_gpu, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(parallel, "_blas_threads", lambda: pytest.fail("BLAS has no part in it"))
+    threads = in_threads(lambda part: threading.current_thread(), SLICES, fake_gpu.xp.zeros(30))
+    assert threads == [threading.current_thread()] * len(SLICES)
 
 
 def test_nothing_more_is_begun_once_a_part_has_failed():

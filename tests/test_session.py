@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
@@ -146,6 +148,29 @@ def test_a_run_goes_on_to_its_last_epoch_and_measures_on_the_way(data, tmp_path)
     assert [kinds.count(kind) for kind in (EpochDone, Measured, StepDone)] == [3, 3, 12]
     epochs, rows = read_progress(tmp_path / CHECKPOINT, experiment(epochs=3, measure_every=4))
     assert (epochs, [row["kind"] for row in rows]) == (3, ["layers", "epoch"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "saved_at"),
+    [(0, 0, [1, 2, 3, 4, 4]), (0.5, 10, [3, 4]), (0.5, 9, [4, 4]), (10, 60, [4])],
+)
+def test_checkpoints_within_an_epoch_are_as_far_apart_as_asked_by_whatever_clock(
+    minutes, seconds, saved_at, data, tmp_path, monkeypatch
+):
+    """A step takes so many seconds; less than a clock tells apart is none."""
+    clock, saved = types.SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(module, "save_session", lambda path, s, digest: saved.append(s.progress.step))
+    run = session(epochs=1, checkpoint_minutes=minutes, measure_every=0)
+    step = run.recipe.optimizer.step
+
+    def take_time(*arguments):
+        clock.now += seconds
+        step(*arguments)
+
+    monkeypatch.setattr(run.recipe.optimizer, "step", take_time)
+    list(run_session(run, data, None, tmp_path, "d"))
+    assert saved == saved_at
 
 
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-from npgait.rules import NAMES  # noqa: E402
+from npgait.rules import INVERTING, NAMES  # noqa: E402
 from npgait.sklearn import GAITClassifier  # noqa: E402
 
 
@@ -56,6 +56,23 @@ def test_one_seed_gives_one_model_and_another_seed_another(blobs):
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", NAMES)
+def test_only_rules_that_invert_layers_are_regularised(rule, blobs):
+    model = GAITClassifier(rule=rule, ortho_strength=0.5, random_state=0, max_iter=1).fit(*blobs)
+    assert model._recipe.ortho_strength == (0.5 if rule in INVERTING else 0.0)
+
+
+def test_parameters_reach_what_is_trained(blobs):
+    options = {"learning_rate": 0.01, "ortho_strength": 0.5, "regulariser": "orthogonal"}
+    model = GAITClassifier(9, 3, slope=0.3, dtype="float64", batch_size=7, random_state=0, **options)
+    model.set_params(max_iter=1).fit(*blobs)
+    network, recipe = model.network_, model._recipe
+    assert [layer.used for layer in network.layers] == [9, 9, 9, 4]
+    assert (network.dtype, network.layers[0].f.slope) == (np.float64, 0.3)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.t) == (0.01, 43)
+    assert (recipe.ortho_strength, recipe.regulariser, recipe.decoupled) == (0.5, "orthogonal", True)
 
 
 def test_partial_fit_goes_on_epoch_by_epoch_as_fit_does(blobs):

@@ -57,11 +57,11 @@ def test_what_is_added_to_measure_memory_is_of_the_size_asked_for_and_added_whol
     def in_threads(work, parts, x):
         for part in parts:
             work(part)
-        added.append((x.nbytes, bool((x == 1 + len(added) + 1).all())))
+        added.append((x.nbytes, len(parts), bool((x == 1 + len(added) + 1).all())))
 
     monkeypatch.setattr(timing, "in_threads", in_threads)
     timing.bandwidth(CPU, size=400, repeats=2)
-    assert added == [(400, True)] * 3
+    assert added == [(400, 4, True)] * 3
 
 
 def test_steps_are_timed_by_whether_the_regulariser_was_due(monkeypatch):
@@ -119,7 +119,7 @@ def test_a_rate_is_of_the_operations_that_the_device_has_done(monkeypatch):
     assert timing.product_rate(CPU, np.dtype("float32"), n=6, repeats=3) == 2 * 6**3 / 2
 
 
-@pytest.mark.parametrize(("every", "expected"), [(1, [5, 10, 10]), (4, [2, 7, 10])])
+@pytest.mark.parametrize(("every", "expected"), [(1, [5, 10, 10]), (2, [3, 8, 10]), (4, [2, 7, 10])])
 def test_parts_of_steps_with_the_regulariser_and_without_are_weighed(every, expected, monkeypatch):
     network = models.square(8, 3, width=4, depth=1)
     clock = Clock()

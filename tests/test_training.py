@@ -210,6 +210,28 @@ def test_events_count_steps_and_measure_at_the_interval():
     assert [layer["layer"] for layer in row["layers"]] == ["hidden1", "hidden2", "output"]
 
 
+def test_steps_are_numbered_from_one_through_all_epochs(monkeypatch):
+    numbers = []
+
+    def is_due(recipe, step):
+        numbers.append(step)
+        return False
+
+    monkeypatch.setattr(Recipe, "is_due", is_due)
+    network, recipe, data, streams = prepared()
+    list(train(network, recipe, data, epochs=2, batch_size=16, streams=streams))
+    assert list(dict.fromkeys(numbers)) == list(range(1, 11))
+
+
+def test_losses_are_looked_at_every_so_many_steps_and_at_the_end_of_an_epoch(monkeypatch):
+    looks = []
+    monkeypatch.setattr(training, "LOOK_EVERY", 3)
+    monkeypatch.setattr(training, "check_finite", lambda progress: looks.append(progress.step))
+    network, recipe, data, streams = prepared()
+    list(train(network, recipe, data, epochs=2, batch_size=10, streams=streams))  # of 7 batches
+    assert list(dict.fromkeys(looks)) == [3, 6, 7, 9, 12, 14]
+
+
 def test_measuring_does_not_change_what_is_learned():
     ends = []
     for every in (0, 1):
@@ -311,6 +333,7 @@ def test_fit_refuses_what_cannot_work(options, message, rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rule": 3}, "rule is 3; expected a name"),
         ({"optimizer": "adam"}, "optimizer is 'adam'"),
         ({"optimizer": Adam}, "optimizer is <class"),
         ({"learning_rate": None}, "learning_rate is None; expected a number"),
