@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from npgait.backend import to_host
-from npgait.files import replacing
+from npgait.files import own_item, replacing
 
 FORMAT, VERSION = b"npgait checkpoint", 2
 SEAL_BYTES = 512  # at the start of the file, which HDF5 leaves to its user
@@ -90,9 +90,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _check_seal(path)
         # Who writes puts a whole file in its place; a lock of HDF5's would only fail, or not be there.
         with h5py.File(path, "r", locking=False) as file:
-            text = _read(_own(file, "meta"), path.stat().st_size).tobytes().decode()
+            text = _read(own_item(file, "meta"), path.stat().st_size).tobytes().decode()
             arrays = {
-                group: _read_group(_own(file, group), path.stat().st_size)
+                group: _read_group(own_item(file, group), path.stat().st_size)
                 for group in ("parameters", "optimizer", "feedback")
             }
         meta = json.loads(text)
@@ -104,15 +104,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # h5py raises nearly every type there is on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
-
-
-def _own(file: Any, name: str) -> Any:
-    """Return what lies in this file under a name: what is linked may be a pipe, which never ends."""
-    import h5py
-
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is a link")
-    return file[name]
 
 
 def _read_group(group: Any, file_bytes: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # How a file system without locks says so; NFS has the last of a file that is only open to read.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
@@ -212,6 +212,23 @@ def _open_plain(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "is no plain file", str(path))
+
+
+def own_item(file: Any, name: str) -> Any:
+    """Return what lies in an HDF5 file under a name: what is linked may be a pipe, which never ends.
+
+    Raises
+    ------
+    ValueError
+        If it is a link.
+    KeyError
+        If there is no such name.
+    """
+    import h5py
+
+    if isinstance(file.get(name, getlink=True), h5py.SoftLink | h5py.ExternalLink):
+        raise ValueError(f"{name} is a link to another place")
+    return file[name]
 
 
 def stamp(about: os.stat_result) -> tuple[int, int]:

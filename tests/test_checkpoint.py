@@ -297,6 +297,15 @@ def test_metrics_are_json_lines_and_two_tables(tmp_path):
     ]
 
 
+def test_a_file_without_one_of_its_groups_is_said_to_lack_it(tmp_path):
+    save_checkpoint(tmp_path / "c.h5", sample())
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        del file["optimizer"]
+    seal(tmp_path / "c.h5")
+    with pytest.raises(CheckpointError, match="'optimizer' doesn't exist"):
+        load_checkpoint(tmp_path / "c.h5")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_measure_of_a_layer_that_is_not_finite_is_missing(value, tmp_path):
     first, output = ROWS[0]["layers"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npgait.files import shown, stamp
+from npgait.files import own_item, shown, stamp
 from npgait.loaders.dataset import DataError
 from npgait.loaders.store.heap import try_heap
 
@@ -250,13 +250,11 @@ def _text(value: Any) -> Any:
 
 
 def _dataset(file: Any, name: str) -> Any:
-    """Return a dataset of this file's own: what is linked may be a pipe, which never ends."""
-    import h5py
-
-    link = file.get(name, getlink=True)
-    if isinstance(link, h5py.SoftLink | h5py.ExternalLink) or file[name].is_virtual:
+    """Return a dataset of this file's own, and none that is put together from others."""
+    dataset = own_item(file, name)
+    if dataset.is_virtual:
         raise ValueError(f"{name} is a link to another dataset")
-    return file[name]
+    return dataset
 
 
 def _table(file: Any, name: str, kind: Any, size: int, n: int | None = None) -> Any:
