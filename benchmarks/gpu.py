@@ -44,6 +44,7 @@ CASES = {
 }
 BATCHES = (256, 1024, 4096)
 HEADER = [
+    "network",
     "experiment",
     "precision",
     "batch",
@@ -71,9 +72,9 @@ class Report:
         self.results.append({"case": case, "precision": precision, "batch": batch, "result": result})
         if isinstance(result, str):
             why = result[:MOST_WORDS]  # OUT.json has all; a table pads every row to the longest
-            self.rows.append([case, precision, str(batch), why, *[""] * (len(HEADER) - 4)])
+            self.rows.append([case, "", precision, str(batch), why, *[""] * (len(HEADER) - 5)])
         else:
-            self.rows += [_row(precision, row) for row in result["experiments"]]
+            self.rows += [[case, *_row(precision, row)] for row in result["experiments"]]
         self.write()
 
     def write(self) -> None:
@@ -82,7 +83,7 @@ class Report:
             write_text(self.out.with_name(self.out.name + suffix), text)
 
     def __str__(self) -> str:
-        return f"{self.title}\n\n```\n{format_table(HEADER, self.rows, left=2)}\n```\n"
+        return f"{self.title}\n\n```\n{format_table(HEADER, self.rows, left=3)}\n```\n"
 
     def _json(self) -> str:
         return json.dumps({"card": self.title, "results": self.results}, indent=1)

@@ -134,7 +134,8 @@ def prepare_command(
         skip_unreadable=skip_unreadable,
     )
     _check_size(listings, size)
-    with stop_on_signals("stopping after the images under way") as stop:
+    goes_on = "the same command goes on"
+    with stop_on_signals(goes_on, "stopping after the images under way") as stop:
         for listing in listings:
             path = out if listing is listings[0] else validation
             shuffled = order == "shuffled" or (order is None and listing.split == "train")
@@ -146,7 +147,7 @@ def prepare_command(
                 )
             _report(outcome)
             if stop() and not (outcome.finished and listing is listings[-1]):
-                click.echo("stopped; the same command goes on", err=True)
+                click.echo(f"stopped; {goes_on}", err=True)
                 sys.exit(128 + (stop.signal or 0))
 
 

@@ -81,7 +81,8 @@ def execute(
         If another process is at work in the folder.
     """
     keep_memory()
-    with _alone_in(folder), stop_on_signals() as stop:
+    goes_on = f"`npgait resume {folder}` goes on"
+    with _alone_in(folder), stop_on_signals(goes_on) as stop:
         remove_stale(folder, [experiment.name for experiment in experiments])
         if moved_to is not None:
             _move_data(folder, experiments, load, moved_to)
@@ -101,7 +102,7 @@ def execute(
         click.echo(f"failed: {', '.join(failed)}")
     click.echo(f"run folder: {folder}")
     if stop():
-        click.echo(f"interrupted; `npgait resume {folder}` goes on", err=True)
+        click.echo(f"interrupted; {goes_on}", err=True)
     if plots and any(t.rows for t in trained) and _outdated(folder, experiments):
         draw_run(folder, folder / PLOTS)  # last, since all else is known where this fails
     if stop():

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import click
+
 HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
 STDERR = 2
 
@@ -37,8 +39,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(message: str = "stopping after this batch") -> Iterator[StopRequest]:
-    """Give a `StopRequest` that SIGINT, SIGTERM and SIGHUP make true while the block runs."""
+def stop_on_signals(goes_on: str, message: str = "stopping after this batch") -> Iterator[StopRequest]:
+    """Give a `StopRequest` that SIGINT, SIGTERM and SIGHUP make true while the block runs.
+
+    The second ends the block at once, and `goes_on` says by which command its work goes on.
+    """
     request = StopRequest(message)
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, HANGUP):  # one that is ignored stays so: nohup, say
@@ -46,6 +51,9 @@ def stop_on_signals(message: str = "stopping after this batch") -> Iterator[Stop
             before[number] = signal.signal(number, request.handle)
     try:
         yield request
+    except KeyboardInterrupt:
+        click.echo(f"stopped at once; {goes_on}", err=True)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

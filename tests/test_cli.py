@@ -359,6 +359,20 @@ def test_a_signal_saves_and_resuming_ends_bit_identical(number, straight, tmp_pa
     assert rows[0] == rows[1]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_the_second_signal_stops_at_once_and_says_what_goes_on(tmp_path, monkeypatch, capfd):
+    def train(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr("npgait.cli.execute._train", train)
+    result = call("run", "--out", tmp_path / "r", *LONG)
+    assert result.exit_code == 1
+    assert f"stopped at once; `npgait resume {tmp_path / 'r'}` goes on" in result.stderr
+    assert "once more to stop at once" in capfd.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="terminals as on POSIX")
 def test_a_run_whose_terminal_goes_is_saved(tmp_path):
     ours, theirs = os.openpty()
@@ -391,7 +405,7 @@ def test_a_signal_in_the_midst_of_a_line_for_stderr_is_no_error():
         "def drain():\n"
         "    while os.read(read, 1 << 16): pass\n"
         "threading.Thread(target=late, daemon=True).start()\n"
-        "with stop_on_signals() as stop:\n"
+        "with stop_on_signals('resume') as stop:\n"
         "    sys.stderr.buffer.write(b'x' * (1 << 17))\n"
         "    print(stop.signal)\n"
     )
@@ -405,7 +419,7 @@ def test_a_signal_in_the_midst_of_a_line_for_stderr_is_no_error():
 def test_a_signal_that_the_caller_has_ignored_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals("resume") as stop:
             os.kill(os.getpid(), number)
             assert not stop()
     finally:

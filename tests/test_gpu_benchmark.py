@@ -69,6 +69,8 @@ def test_what_fails_or_has_no_time_is_said_and_the_rest_is_kept(
     good = script.time_cases(report, fake_gpu, {"digits": ("gait",)}, (8, 16, 32), lambda: clock[0])
     assert not good
     table = (tmp_path / "gpu.md").read_text()
+    lines = [line.split()[:2] for line in table.splitlines() if line.startswith("digits")]
+    assert lines.count(["digits", "square-bp"]) == 3
     assert table.count("RuntimeError: cuBLAS is unwell") == 1
     assert "and more" not in table
     assert max(map(len, table.splitlines())) < 250
@@ -217,7 +219,7 @@ def test_files_go_where_out_says_a_folder_included(out, expected, run_main, tmp_
 
 def test_what_was_measured_is_shown_where_it_can_no_longer_be_written(run_main, tmp_path, capsys):
     def time_cases(report, *_):
-        report.rows.append(["measured", *[""] * 9])
+        report.rows.append(["measured", *[""] * 10])
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
