@@ -369,7 +369,7 @@ def test_the_second_signal_stops_at_once_and_says_what_goes_on(tmp_path, monkeyp
     monkeypatch.setattr("npgait.cli.execute._train", train)
     result = call("run", "--out", tmp_path / "r", *LONG)
     assert result.exit_code == 1
-    assert f"stopped at once; `npgait resume {tmp_path / 'r'}` goes on" in result.stderr
+    assert f"stopped at once; `npgait resume {tmp_path / 'r'}` goes on" in result.output
     assert "once more to stop at once" in capfd.readouterr().err
 
 
