@@ -66,12 +66,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
             for name, array in members.items():
                 file[f"{group}/{name}"] = array
-    content = image.getbuffer()
-    digest = hashlib.sha256(content[SEAL_BYTES:]).hexdigest()
-    seal = b"%s %d sha256 %s\n" % (FORMAT, VERSION, digest.encode())
-    content[: len(seal)] = seal
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    # No view of it may be left in the traceback of an error: Python 3.13 complains on stderr.
+    with image.getbuffer() as content:
+        digest = hashlib.sha256(content[SEAL_BYTES:]).hexdigest()
+        seal = b"%s %d sha256 %s\n" % (FORMAT, VERSION, digest.encode())
+        content[: len(seal)] = seal
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ COMMAND = [sys.executable, "-m", "npgait", "data", "prepare", "imagenet", "-q", 
 
 def lines_done(journal) -> int:
     return journal.read_bytes().count(b'"first"') if journal.exists() else 0
+
+
+needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="there is no ps to see processes by")
 
 
 def all_end(sessions: set[int]) -> bool:
@@ -79,6 +83,7 @@ def kill_often(tree, tmp_path, kills, seed, *options) -> int:
     return finished
 
 
+@needs_ps
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
 def test_a_conversion_killed_again_and_again_ends_with_the_same_file(store, tmp_path, rng):
     tree = make_tree(tmp_path / "source", rng, images=300)
@@ -86,6 +91,7 @@ def test_a_conversion_killed_again_and_again_ends_with_the_same_file(store, tmp_
 
 
 @pytest.mark.slow
+@needs_ps
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
 def test_a_conversion_killed_200_times_ends_with_the_same_file(store, tmp_path, rng):
     tree = make_tree(tmp_path / "source", rng, images=500)
