@@ -71,7 +71,7 @@ class LayerMeasures:
     inverse_terms : terms of the series for W^-1, or corrections; 0 where it was solved for
     orthogonality : ||I - W W^T||_2 of a layer that has an inverse (W^T W with implicit units)
     crossed : share of used units whose nudge crosses the kink
-    gamma : gamma_l of the published equations, mean over the batch
+    gamma : gamma_l of the published equations, mean over the samples of the batch that have an error
     """
 
     layer: str
@@ -162,9 +162,9 @@ def _nudges(
 
 
 def _mean_ratio(numerator: Array | float, denominator: Array | float) -> float | None:
-    """Return the mean quotient over the samples where the denominator is not 0."""
+    """Return the mean quotient over the samples where neither is 0: one without error has no gamma."""
     above, below = np.broadcast_arrays(to_host(numerator).ravel(), to_host(denominator).ravel())
-    counts = below != 0
+    counts = (above != 0) & (below != 0)
     return float(np.mean(above[counts] / below[counts])) if counts.any() else None
 
 

@@ -127,6 +127,21 @@ def test_the_gamma_that_is_measured_is_the_published_one(rng):
     assert normalised[-1].gamma == pytest.approx(1e-3 * np.sqrt(16) / np.linalg.norm(error))
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_samples_without_error_do_not_count_in_the_gamma_that_is_measured(normalised, rng):
+    network = dense_network(rng, depth=3)
+    x, _ = batch(rng, network, 2)
+    records = network.forward(x)
+    error = rng.standard_normal((2, 5))
+    rule, grams, measured = bind("gait", gamma=1e-3, normalised=normalised), [None] * 4, []
+    for e in (error, np.zeros_like(error)):
+        pair = np.stack([error[0], e[1]])
+        updates = rule(network.layers, records, pair)
+        measured.append(measure(network.layers, records, pair, updates, rule, grams)[-1].gamma)
+    one = 1e-3 * 4 / np.linalg.norm(error, axis=1) if normalised else [1e-3] * 2
+    assert measured == pytest.approx([np.mean(one), one[0]])
+
+
 def test_the_way_the_inverse_was_applied_is_the_step_s_own(rng):
     network = dense_network(rng, width=64, depth=1, n_in=64)
     x, labels = batch(rng, network, 4)
