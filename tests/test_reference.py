@@ -102,7 +102,7 @@ def test_a_step_is_that_of_the_equations_written_out(name, implicit, decoupled, 
         M = MATRIX[regulariser](V.T @ V if tall else V @ V.T)
         expected += [
             W - (strength if l else 0) * (V @ M if tall else M @ V),
-            layers[l].b - 0.01 * db / 6,
+            layers[l].b - 0.01 * db / len(x),
         ]
     bound = bind(rule, **options)
     recipe = Recipe(bound, squared_error, SGD(0.01), regulariser, 0.3, "mean", decoupled=decoupled)
