@@ -95,7 +95,8 @@ def sync_folder(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Return once a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs no file that is open to be read only.
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

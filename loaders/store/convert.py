@@ -35,7 +35,7 @@ from npgait.loaders.store.journal import (
 from npgait.loaders.store.layout import GOOD, SKIPPED, open_store
 from npgait.loaders.store.listing import ArrayListing, Listing
 from npgait.loaders.store.part import allocate, commit, synced_now_and_then
-from npgait.loaders.store.reader import cores
+from npgait.loaders.store.reader import check_system, cores
 from npgait.loaders.store.workers import Workers
 
 ARRAY_TASK = 1024  # images of an array that are written at a time
@@ -75,10 +75,11 @@ def prepare(
     ------
     DataError
         If `out` is something else, another process makes it, or the source or the settings differ from
-        those it was begun with.
+        those it was begun with. On Windows.
     OSError
         If the disk is full, or the source cannot be read. Nothing that was done is lost.
     """
+    check_system()
     settings = settings or Settings()
     if isinstance(listing, ArrayListing) and settings.store != "raw":
         raise DataError(f"{listing.name} comes as pixels: only --store raw keeps them as they are")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000  # ImageNet's largest has 61 million
+WITHOUT_WAITING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for a pipe
 ORIENTATION = 0x0112  # tag of EXIF
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
@@ -40,7 +41,7 @@ def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
     OSError
         If it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, WITHOUT_WAITING)
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
@@ -48,8 +49,9 @@ def read_source(path: str, offset: int = 0, size: int | None = None) -> bytes:
         size = about.st_size if size is None else size
         if size > MAX_FILE_BYTES:
             raise BadImageError(f"{size} bytes; an image has up to {MAX_FILE_BYTES}")
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more  # a network file system may cut a read short, which is no damage
         if len(data) < size:
             raise BadImageError(f"ends after {len(data)} of {size} bytes")

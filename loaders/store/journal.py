@@ -143,7 +143,7 @@ def open_journal(path: Path, header: dict[str, Any]) -> Journal:
     OSError
         If it cannot be opened or written.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with naming(path):
             try:

@@ -27,7 +27,7 @@ def allocate(job: Job) -> None:
     OSError
         If the disk has no room for the store.
     """
-    descriptor = os.open(job.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(job.part, os.O_RDWR | os.O_CREAT, 0o644)
     about = os.fstat(descriptor)
     try:
         with naming(job.out):

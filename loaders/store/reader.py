@@ -158,16 +158,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_system() -> None:
+    """Raise a DataError on Windows, where threads cannot read one file at places of their own."""
+    if not hasattr(os, "preadv"):
+        raise DataError(
+            "pixels of image stores cannot be read or written on this system, which has no os.preadv "
+            "(Windows): use Linux, WSL or macOS, or images that fit into memory, DIR/train/CLASS/FILE"
+        )
+
+
 def open_images(store: Store) -> int:
     """Return a descriptor of the file, for reading only.
 
     Raises
     ------
     DataError
-        If it is gone, or not as it was: the images of another file have other labels.
+        If it is gone, or not as it was: the images of another file have other labels. On Windows.
     """
+    check_system()
     try:
-        descriptor = os.open(store.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(store.path, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{store.path}: cannot be opened ({error.strerror})") from error
     if stamp(os.fstat(descriptor)) != store.stamp:

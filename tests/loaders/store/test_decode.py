@@ -187,8 +187,8 @@ def test_a_pipe_and_a_file_that_is_too_large_are_refused_without_reading(tmp_pat
 
 def test_reads_that_the_system_cuts_short_are_finished(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(bytes(range(100)))
-    pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 7), offset))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 7)))
     assert read_source(str(tmp_path / "x")) == bytes(range(100))
     assert read_source(str(tmp_path / "x"), 3, 50) == bytes(range(3, 53))
     with pytest.raises(BadImageError, match="ends after 10 of 20 bytes"):

@@ -237,6 +237,18 @@ def test_an_error_while_reading_reaches_the_consumer(store, monkeypatch):
         list(read_images(store, [np.arange(5)]))
 
 
+def test_a_system_without_reads_at_a_place_is_told_what_to_use(store, tmp_path, monkeypatch, pixels):
+    listing = ArrayListing("mine", "train", ["a"], np.zeros(1, int), ("c",), pixels[:1])
+    monkeypatch.delattr(os, "preadv")  # as on Windows
+    for use in (
+        lambda: list(read_images(store, [np.arange(5)])),
+        lambda: prepare(listing, tmp_path / "y.h5"),
+    ):
+        with pytest.raises(DataError, match=r"this system.*use Linux, WSL or macOS"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
 def _sum_in_child(store, queue):
     total = sum(int(x.sum()) for x in read_images(store, [np.arange(N)] * 3, threads=2))
     queue.put(total)
