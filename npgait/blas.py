@@ -19,10 +19,11 @@ from npgait.backend import Array, array_module, lower_symmetric_product
 from npgait.cublas import recording
 from npgait.kernels.loops import switched_off
 from npgait.layout import AS_IS, TRANSPOSED, layout
-from npgait.parallel import controller, in_threads
+from npgait.parallel import blas_threads, controller, in_threads, slices
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
-LARGE = 900  # rows of a matrix, from which on its product with its transpose is shared out
+LARGE = 900  # rows of a matrix, from which on its product with its transpose is cut into blocks
+LEAST = 96  # rows of a block: smaller ones are slow to multiply
 PATTERNS = {  # names in the builds of OpenBLAS, and their integers
     "scipy_cblas_{}64_": ctypes.c_int64,  # NumPy's own,
     "cblas_{}64_": ctypes.c_int64,  # its older ones,
@@ -118,21 +119,19 @@ def lower_product(A: Array) -> Array:
 def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return A A^T (n, n) of each A (n, k): half of it is multiplied, the other half copied.
 
-    Threads share the parts of all of them: of a large one its two corners, and the square below the
-    diagonal between them. Each is copied while it is in the cache.
+    Threads share the blocks of all of them: of a large one those on the diagonal, and those below it.
+    Each is copied while it is in the cache.
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
+    share = sum(A.size * len(A) for A in matrices) / blas_threads()  # operations of a thread
     parts: list[Block] = []
     for A, G in zip(matrices, products, strict=True):
-        n, half = len(A), len(A) // 2 if len(A) >= LARGE else 0
-        first, second = slice(0, half), slice(half, n)
-        parts += [(A, G, second, second)]
-        if half:
-            parts += [(A, G, first, first), (A, G, second, first)]
+        blocks = slices(len(A), -(-len(A) // _cuts(A, share)))
+        parts += [(A, G, rows, columns) for k, rows in enumerate(blocks) for columns in blocks[: k + 1]]
 
     def multiply(part: Block) -> None:
         A, G, rows, columns = part
-        if len(A) < LARGE:
+        if G[rows, columns].shape == G.shape:
             np.matmul(A, A.T, out=G)  # which NumPy does by halves itself
             return
         if rows == columns:
@@ -142,11 +141,19 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
         kernels.mirror(G, rows, columns)
 
     def operations(part: Block) -> int:
-        A, _, rows, columns = part
-        return A.size * len(A) * (1 if rows == columns else 2)  # on the diagonal half is multiplied
+        A, G, rows, columns = part
+        return G[rows, columns].size * A.shape[1] * (1 if rows == columns else 2)  # half of it, or all
 
     in_threads(multiply, sorted(parts, key=operations, reverse=True), matrices[0])  # the longest first
     return products
+
+
+def _cuts(A: np.ndarray, share: float) -> int:
+    """Return into how many stretches A's rows are cut, so that no block of A A^T is above a share."""
+    n, cuts = len(A), 2 if len(A) >= LARGE else 1
+    while 2 * A.size * n / max(2, cuts**2) > share and n >= 2 * cuts * LEAST:
+        cuts *= 2
+    return cuts
 
 
 # --- NumPy's BLAS ---------------------------------------------------------------------------------

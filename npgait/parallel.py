@@ -17,7 +17,7 @@ from npgait.backend import Array, array_module
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over them
-PARTS = 4  # of such a pass
+PARTS = 4  # of such a pass, where threads are no more
 LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
 STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
 _local = threading.local()
@@ -39,7 +39,7 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part], x: Array) 
     x : array
         Says where the work is done.
     """
-    threads = 1 if array_module(x) is not np or len(parts) < 2 else _blas_threads()
+    threads = 1 if array_module(x) is not np or len(parts) < 2 else blas_threads()
     # BLAS has one number of threads for the whole process, so only one thread at a time sets it.
     if threads < 2 or not _sharing_out.acquire(blocking=False):
         return [work(part) for part in parts]
@@ -108,7 +108,7 @@ def stretches(x: Array) -> list[slice]:
     """Return the stretches of the leading axis that threads share; one, where x is small."""
     if array_module(x) is not np or x.size < WORTH_THREADS:
         return [slice(None)]
-    return slices(len(x), -(-len(x) // PARTS))
+    return slices(len(x), -(-len(x) // max(PARTS, blas_threads())))
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -138,7 +138,7 @@ def controller() -> Any:
     return ThreadpoolController()
 
 
-def _blas_threads() -> int:
+def blas_threads() -> int:
     """Return how many threads BLAS takes at present: 1 where a user or another library limits it."""
     libraries = controller().lib_controllers
     return max((lib.num_threads for lib in libraries if lib.user_api == "blas"), default=1)

@@ -91,10 +91,15 @@ def test_shapes_that_do_not_fit_are_refused(loops):
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=4),
     large=st.sampled_from([1, 9, 256]),
+    threads=st.sampled_from([1, 2, 16]),
     seed=st.integers(0, 99),
 )
-def test_symmetric_products_are_those_with_the_transpose(sizes, large, seed, dtype, loops, monkeypatch):
+def test_symmetric_products_are_those_with_the_transpose(
+    sizes, large, threads, seed, dtype, loops, monkeypatch
+):
     monkeypatch.setattr(blas, "LARGE", large)
+    monkeypatch.setattr(blas, "LEAST", 2)
+    monkeypatch.setattr(blas, "blas_threads", lambda: threads)
     rng = np.random.default_rng(seed)
     matrices = [rng.standard_normal(shape).astype(dtype) for shape in sizes]
     for as_they_are in (True, False):  # or transposed
@@ -104,6 +109,18 @@ def test_symmetric_products_are_those_with_the_transpose(sizes, large, seed, dty
             bound = (A.shape[1] + 2) * np.finfo(dtype).eps * (np.abs(A) @ np.abs(A.T))
             assert (np.abs(G - A.astype(float) @ A.T.astype(float)) <= bound).all()
             np.testing.assert_array_equal(G, G.T)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 16])
+@pytest.mark.parametrize("sizes", [[1000], [784] * 5, [3072, 24, 192]])
+def test_no_block_of_symmetric_products_is_more_than_a_threads_share(sizes, threads, monkeypatch):
+    parts = []
+    monkeypatch.setattr(blas, "blas_threads", lambda: threads)
+    monkeypatch.setattr(blas, "in_threads", lambda work, of_all, x: parts.extend(of_all))
+    symmetric_products([np.zeros((n, 4), np.float32) for n in sizes])
+    operations = [G[i, j].size * (1 if i == j else 2) for _, G, i, j in parts]
+    assert sum(operations) == sum(n * n for n in sizes)
+    assert max(operations) <= sum(operations) / threads
 
 
 @needs_openblas

@@ -14,7 +14,7 @@ from npgait.activations import LeakyReLU, Linear
 from npgait.backend import to_host
 from npgait.initialisation import orthogonal
 from npgait.inverse import InverseSolver
-from npgait.layers import Conv2D, Dense, Window
+from npgait.layers import Conv2D, Dense, Window, conv
 from npgait.layers.patch_products import multiplied_in_loops, product_adder
 from npgait.layers.patches import add_patches, count_patches, cut_patches
 from npgait.losses import softmax_cross_entropy
@@ -245,12 +245,21 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
 
 
 @pytest.mark.parametrize(
-    ("window", "used", "shares"),
-    [(Window(28, 28, 24, 5, 2), 48, 4), (Window(7, 7, 48, 3), 96, 2), (Window(4, 4, 8, 3), 8, 2)],
+    ("window", "used", "threads", "shares"),
+    [
+        (Window(28, 28, 24, 5, 2), 48, 2, 4),
+        (Window(28, 28, 24, 5, 2), 48, 16, 16),
+        (Window(28, 28, 24, 5), 48, 16, 16),
+        (Window(56, 56, 24, 5), 48, 16, 32),
+        (Window(7, 7, 48, 3), 96, 2, 2),
+        (Window(4, 4, 8, 3), 8, 2, 2),
+        (Window(4, 4, 8, 3), 8, 16, 2),
+    ],
 )
-def test_compiled_loops_share_a_batch_out_in_fewer_parts_where_there_is_little_to_do(
-    window, used, shares
+def test_a_batch_is_shared_out_in_fewer_parts_where_there_is_little_to_do(
+    window, used, threads, shares, monkeypatch
 ):
+    monkeypatch.setattr(conv, "blas_threads", lambda: threads)
     W = np.zeros((window.patch_size, used), np.float32)
     layer = Conv2D(W, np.zeros(used, np.float32), window)
     x = np.zeros((64, *layer.shape_in), np.float32)

@@ -54,7 +54,7 @@ def test_the_calling_thread_takes_parts_as_well():
 
 
 def test_work_on_a_device_is_asked_for_by_one_thread(fake_gpu, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(parallel, "_blas_threads", lambda: pytest.fail("BLAS has no part in it"))
+    monkeypatch.setattr(parallel, "blas_threads", lambda: pytest.fail("BLAS has no part in it"))
     threads = in_threads(lambda part: threading.current_thread(), SLICES, fake_gpu.xp.zeros(30))
     assert threads == [threading.current_thread()] * len(SLICES)
 
@@ -124,7 +124,7 @@ def test_one_thread_at_a_time_limits_blas_whose_threads_are_those_of_a_process(m
             limits.append(threading.current_thread())
             yield
 
-    monkeypatch.setattr(parallel, "_blas_threads", lambda: 2)
+    monkeypatch.setattr(parallel, "blas_threads", lambda: 2)
     monkeypatch.setattr(parallel, "controller", Controller)
     inside, done = threading.Event(), threading.Event()
 

@@ -26,15 +26,16 @@ from npgait.layers.patch_products import (
     product_adder,
 )
 from npgait.layers.patches import Window, count_patches
-from npgait.parallel import in_threads, slices
+from npgait.parallel import blas_threads, in_threads, slices
 from npgait.sums import column_sums
 from npgait.validation import check_activation, check_parameters, whole
 
 _LU = InverseSolver(method="lu")
 PATCH_BYTES = 256 << 20  # of the patches of one slice of a batch, unless a layer says otherwise
 CACHE_BYTES = 4 << 20  # of the same on a CPU, so that a product finds them in a cache
-SHARES = 8  # slices that a batch is cut into for threads to share, where memory does not depend on it
-SLICE_OPERATIONS = 1 << 27  # least of a slice's product: of fewer, the calls around it would show
+SHARES = 8  # slices that a batch is cut into for threads to share, or two a thread, if that is more
+SLICE_OPERATIONS = 1 << 27  # least of a slice's product: of fewer, the calls around it would show,
+LEAST_OPERATIONS = 1 << 24  # which is better than a thread that has none, down to these
 
 
 @dataclass(eq=False)
@@ -273,21 +274,26 @@ class Conv2D:
         """Return the slices of the batch that are worked on one at a time, each by one thread.
 
         The patches of a slice fit `patch_bytes`, and on the CPU a cache. There the slices are also
-        enough to share out, unless that leaves one too little work. Compiled loops need the same memory
-        for any slice: theirs are cut for sharing only.
+        enough to share out. Compiled loops need the same memory for any slice: theirs are cut for
+        sharing only.
         """
         rows, columns = self.window.positions
-        sample_operations = 2 * rows * columns * self.W.shape[0] * self.used
-        if multiplied_in_loops(batch, self.W):
-            shares = SHARES
-            while shares > 2 and shares * SLICE_OPERATIONS > len(batch) * sample_operations:
-                shares //= 2
-            return slices(len(batch), max(1, -(-len(batch) // shares)))
-        sample_bytes = rows * columns * len(self.W) * batch.dtype.itemsize
-        on_cpu = array_module(batch) is np
-        most_bytes = min(self.patch_bytes, CACHE_BYTES) if on_cpu else self.patch_bytes
-        size = max(1, most_bytes // sample_bytes)
+        size, on_cpu = len(batch), array_module(batch) is np
         if on_cpu:
-            worth = -(-SLICE_OPERATIONS // sample_operations)
-            size = min(size, max(-(-len(batch) // SHARES), worth))
-        return slices(len(batch), size)
+            operations = 2 * size * rows * columns * self.W.shape[0] * self.used
+            size = -(-size // _shares(operations, blas_threads()))
+        if not multiplied_in_loops(batch, self.W):
+            most_bytes = min(self.patch_bytes, CACHE_BYTES) if on_cpu else self.patch_bytes
+            size = min(size, most_bytes // (rows * columns * len(self.W) * batch.dtype.itemsize))
+        return slices(len(batch), max(1, size))
+
+
+def _shares(operations: int, threads: int) -> int:
+    """Return into how many slices a batch's product of so many operations is cut for threads."""
+    shares = max(SHARES, 2 * threads)
+    while shares > 2:
+        least = SLICE_OPERATIONS if shares > threads else LEAST_OPERATIONS
+        if shares * least <= operations:
+            break
+        shares = max(2, shares // 2)
+    return shares
