@@ -1,7 +1,7 @@
 """What BLAS does in one call, and NumPy in several passes: alpha A B + beta C, and half of A A^T.
 
-NumPy's own OpenBLAS is called. Where NumPy was built with another BLAS, or NPGAIT_LOOPS=numpy is set,
-NumPy does it.
+NumPy's own BLAS is called, where that is OpenBLAS or MKL. Where NumPy was built with another, or
+NPGAIT_LOOPS=numpy is set, NumPy does it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from npgait.layout import AS_IS, TRANSPOSED, layout
 from npgait.parallel import blas_threads, controller, in_threads, slices
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
-LARGE = 900  # rows of a matrix, from which on its product with its transpose is cut into blocks
-LEAST = 96  # rows of a block: smaller ones are slow to multiply
-PATTERNS = {  # names in the builds of OpenBLAS, and their integers
+LEAST = 225  # rows of the blocks that A A^T is cut into: smaller ones are slow to multiply
+LIBRARIES = ("openblas", "mkl")  # as threadpoolctl calls them
+PATTERNS = {  # names in their builds, and their integers
     "scipy_cblas_{}64_": ctypes.c_int64,  # NumPy's own,
     "cblas_{}64_": ctypes.c_int64,  # its older ones,
+    "cblas_{}_64": ctypes.c_int64,  # MKL's: what its plain names take depends on its settings,
     "scipy_cblas_{}": ctypes.c_int,
     "cblas_{}": ctypes.c_int,  # those of distributions
 }
@@ -123,10 +124,9 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     Each is copied while it is in the cache.
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
-    share = sum(A.size * len(A) for A in matrices) / blas_threads()  # operations of a thread
     parts: list[Block] = []
     for A, G in zip(matrices, products, strict=True):
-        blocks = slices(len(A), -(-len(A) // _cuts(A, share)))
+        blocks = slices(len(A), -(-len(A) // _cuts(len(A), blas_threads())))
         parts += [(A, G, rows, columns) for k, rows in enumerate(blocks) for columns in blocks[: k + 1]]
 
     def multiply(part: Block) -> None:
@@ -148,10 +148,10 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     return products
 
 
-def _cuts(A: np.ndarray, share: float) -> int:
-    """Return into how many stretches A's rows are cut, so that no block of A A^T is above a share."""
-    n, cuts = len(A), 2 if len(A) >= LARGE else 1
-    while 2 * A.size * n / max(2, cuts**2) > share and n >= 2 * cuts * LEAST:
+def _cuts(n: int, threads: int) -> int:
+    """Return into how many stretches n rows are cut, so that each thread has a block of A A^T."""
+    cuts = 1
+    while cuts * (cuts + 1) // 2 < max(2, threads) and n >= 2 * cuts * LEAST:
         cuts *= 2
     return cuts
 
@@ -161,7 +161,7 @@ def _cuts(A: np.ndarray, share: float) -> int:
 
 @functools.cache
 def function(name: str, dtype: np.dtype) -> Any:
-    """Return a function of NumPy's own OpenBLAS for row-major matrices, or None.
+    """Return a function of NumPy's own BLAS for row-major matrices, or None.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def function(name: str, dtype: np.dtype) -> Any:
 
 @functools.cache
 def address(name: str, dtype: np.dtype) -> np.uint64 | None:
-    """Return the address of a function of NumPy's own OpenBLAS for compiled loops to call, or None.
+    """Return the address of a function of NumPy's own BLAS for compiled loops to call, or None.
 
     They pass sizes in 64 bits: where a build takes 32, it reads the lower half of each.
     """
@@ -191,10 +191,11 @@ def address(name: str, dtype: np.dtype) -> np.uint64 | None:
 
 
 def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
-    """Return a function of NumPy's own OpenBLAS and the type of its integers, or None."""
+    """Return a function of NumPy's own BLAS and the type of its integers, or None."""
     if switched_off() or dtype not in TYPES:
         return None
-    for library in controller().select(internal_api="openblas").lib_controllers:
+    apis = [controller().select(internal_api=api) for api in LIBRARIES]
+    for library in [library for api in apis for library in api.lib_controllers]:
         for pattern, integer in PATTERNS.items():
             got = getattr(library.dynlib, pattern.format(TYPES[dtype][0] + name), None)
             if got is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +15,7 @@ from npgait.blas import gemm, symmetric_products
 
 needs_openblas = pytest.mark.skipif(
     blas.function("gemm", np.dtype(np.float32)) is None,
-    reason="NumPy's BLAS is not OpenBLAS, or NPGAIT_LOOPS=numpy is set",
+    reason="NumPy's BLAS is not OpenBLAS or MKL, or NPGAIT_LOOPS=numpy is set",
 )
 LAYOUTS = ("rows", "columns", "rows of a larger", "columns of a larger", "every second", "backwards")
 
@@ -90,15 +93,14 @@ def test_shapes_that_do_not_fit_are_refused(loops):
 
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=4),
-    large=st.sampled_from([1, 9, 256]),
+    least=st.sampled_from([1, 4, 256]),
     threads=st.sampled_from([1, 2, 16]),
     seed=st.integers(0, 99),
 )
 def test_symmetric_products_are_those_with_the_transpose(
-    sizes, large, threads, seed, dtype, loops, monkeypatch
+    sizes, least, threads, seed, dtype, loops, monkeypatch
 ):
-    monkeypatch.setattr(blas, "LARGE", large)
-    monkeypatch.setattr(blas, "LEAST", 2)
+    monkeypatch.setattr(blas, "LEAST", least)
     monkeypatch.setattr(blas, "blas_threads", lambda: threads)
     rng = np.random.default_rng(seed)
     matrices = [rng.standard_normal(shape).astype(dtype) for shape in sizes]
@@ -111,16 +113,19 @@ def test_symmetric_products_are_those_with_the_transpose(
             np.testing.assert_array_equal(G, G.T)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5, 16])
-@pytest.mark.parametrize("sizes", [[1000], [784] * 5, [3072, 24, 192]])
-def test_no_block_of_symmetric_products_is_more_than_a_threads_share(sizes, threads, monkeypatch):
+@pytest.mark.parametrize(
+    ("n", "threads", "blocks"),
+    [(1000, 1, 3), (1000, 2, 3), (784, 3, 3), (1000, 8, 10), (3072, 16, 36), (784, 16, 3), (400, 16, 1)],
+)
+def test_each_thread_has_a_block_of_a_symmetric_product_that_is_large(n, threads, blocks, monkeypatch):
     parts = []
     monkeypatch.setattr(blas, "blas_threads", lambda: threads)
     monkeypatch.setattr(blas, "in_threads", lambda work, of_all, x: parts.extend(of_all))
-    symmetric_products([np.zeros((n, 4), np.float32) for n in sizes])
+    symmetric_products([np.zeros((n, 4), np.float32)])
+    assert len(parts) == blocks
     operations = [G[i, j].size * (1 if i == j else 2) for _, G, i, j in parts]
-    assert sum(operations) == sum(n * n for n in sizes)
-    assert max(operations) <= sum(operations) / threads
+    assert sum(operations) == n * n
+    assert operations == sorted(operations, reverse=True)
 
 
 @needs_openblas
@@ -141,3 +146,25 @@ def test_functions_and_their_addresses_are_found(name, dtype):
     assert blas.function(name, dtype) is not None
     assert blas.address(name, dtype) not in (None, 0)
     assert blas.function(name, np.dtype(np.float16)) is None
+
+
+@pytest.mark.parametrize(
+    ("api", "symbols", "expected"),
+    [
+        ("openblas", ["scipy_cblas_sgemm64_"], ("scipy_cblas_sgemm64_", ctypes.c_int64)),
+        ("openblas", ["cblas_sgemm"], ("cblas_sgemm", ctypes.c_int)),
+        ("mkl", ["cblas_sgemm", "cblas_sgemm_64"], ("cblas_sgemm_64", ctypes.c_int64)),
+        ("mkl", ["cblas_sgemm"], ("cblas_sgemm", ctypes.c_int)),
+        ("mkl", ["sgemm_"], None),
+        ("blis", ["cblas_sgemm"], None),
+    ],
+)
+def test_names_say_how_wide_the_integers_of_a_library_are(api, symbols, expected, monkeypatch):
+    library = SimpleNamespace(dynlib=SimpleNamespace(**{name: name for name in symbols}))
+    there = {api: [library]}
+    controller = SimpleNamespace(
+        select=lambda internal_api: SimpleNamespace(lib_controllers=there.get(internal_api, []))
+    )
+    monkeypatch.setattr(blas, "controller", lambda: controller)
+    monkeypatch.setattr(blas, "switched_off", lambda: False)
+    assert blas._found("gemm", np.dtype(np.float32)) == expected
