@@ -68,7 +68,8 @@ def _share_out(work: Callable[[Part], Result], parts: Sequence[Part], threads: i
 
     with controller().limit(limits=1, user_api="blas"):
         # This thread works too: to wake another takes longer than many a part.
-        helpers = [_pool(os.getpid(), threads - 1).submit(take_parts) for _ in range(threads - 1)]
+        pool, awake = _pool(os.getpid(), threads - 1), min(threads, len(parts))
+        helpers = [pool.submit(take_parts) for _ in range(awake - 1)]
         try:
             take_parts()
         finally:

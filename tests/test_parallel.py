@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -51,6 +52,20 @@ def test_the_calling_thread_takes_parts_as_well():
         threads = in_threads(work, list(range(20)), np.zeros(1))
     assert threading.current_thread() in threads
     assert len(set(threads)) == 2
+
+
+def test_no_more_threads_are_woken_than_there_are_parts(monkeypatch):
+    woken = []
+
+    class Pool:
+        def submit(self, work):
+            woken.append(work)
+            return Future()
+
+    monkeypatch.setattr(parallel, "blas_threads", lambda: 64)
+    monkeypatch.setattr(parallel, "_pool", lambda process, threads: Pool())
+    assert in_threads(lambda part: 2 * part, [1, 2, 3], np.zeros(1)) == [2, 4, 6]
+    assert len(woken) == 2
 
 
 def test_work_on_a_device_is_asked_for_by_one_thread(fake_gpu, monkeypatch):  # noqa: F811
