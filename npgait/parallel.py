@@ -17,7 +17,7 @@ from npgait.backend import Array, array_module
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 WORTH_THREADS = 1 << 20  # values from which on threads pay for one pass over them
-PARTS = 4  # of such a pass, where threads are no more
+PARTS = 4  # of such a pass; more, of no fewer values each, where there are more threads
 LARGE = 1 << 18  # values of an array from which on elementwise work is done by stretches
 STRETCH = 1 << 16  # values that are worked on at a time, so that several passes stay in the cache
 _local = threading.local()
@@ -109,7 +109,8 @@ def stretches(x: Array) -> list[slice]:
     """Return the stretches of the leading axis that threads share; one, where x is small."""
     if array_module(x) is not np or x.size < WORTH_THREADS:
         return [slice(None)]
-    return slices(len(x), -(-len(x) // max(PARTS, blas_threads())))
+    parts = max(PARTS, min(blas_threads(), PARTS * x.size // WORTH_THREADS))
+    return slices(len(x), -(-len(x) // parts))
 
 
 def slices(n: int, size: int) -> list[slice]:

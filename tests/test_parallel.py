@@ -98,6 +98,13 @@ def test_stretches_cover_an_array_once(shape):
     assert (len(parts) > 1) == (x.size >= WORTH_THREADS)
 
 
+@pytest.mark.parametrize(("threads", "parts"), [(1, 4), (2, 4), (6, 6), (64, 8)])
+def test_stretches_are_as_many_as_threads_where_that_leaves_each_enough(threads, parts, monkeypatch):
+    monkeypatch.setattr(parallel, "blas_threads", lambda: threads)
+    x = np.zeros((64, WORTH_THREADS // 32), np.int8)
+    assert len(stretches(x)) == parts
+
+
 def test_a_limit_that_a_user_sets_is_kept():
     names = set()
     with threadpool_limits(1, user_api="blas"):
