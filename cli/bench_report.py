@@ -37,10 +37,11 @@ def report(result: dict[str, Any]) -> str:
         for row in rows
         if row["replay_refused"]
     ]
+    environment = result["environment"]
     return "\n\n".join(
         [
             f"this machine: products {rates}; memory {result['bandwidth'] / 1e9:.1f} GB/s; "
-            f"loops: {result['environment']['loops']}",
+            f"loops: {environment['loops']}; threads: {environment['threads']}",
             format_table(header, steps),
             "product rate: operations a second over this machine's; floor: the least time, operations\n"
             "and the optimizer's bytes at this machine's rates, over the time taken",

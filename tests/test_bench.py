@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from threadpoolctl import threadpool_limits
 
 from npgait import models
 from npgait.backend import CPU
@@ -101,9 +102,11 @@ def test_bench_prints_tables_and_json(monkeypatch):
     assert "where the time goes" in run.output
     arguments += ["--json", "--set", "ortho_every=2"]
     monkeypatch.setattr("sys.argv", ["npgait", *arguments])
-    run = CliRunner().invoke(cli, arguments)
+    with threadpool_limits(1, user_api="blas"):
+        run = CliRunner().invoke(cli, arguments)
     result = json.loads(run.output)
     assert result["environment"]["command"] == ["npgait", *arguments]
+    assert result["environment"]["threads"] == 1
     rows = {row["name"]: row for row in result["experiments"]}
     assert rows["bp"]["ratio_to_bp"] == 1.0
     for row in rows.values():
@@ -180,11 +183,12 @@ def test_the_tables_show_each_number_in_its_column_and_unit():
     result = {
         "product_rate": {"float32": 8e9},
         "bandwidth": 9e9,
-        "environment": {"loops": "compiled"},
+        "environment": {"loops": "compiled", "threads": 4},
         "experiments": [row, row | {"name": "two", "replay_refused": "no room"}],
     }
     lines = report(result).splitlines()
-    assert lines[0] == "this machine: products 8 GFLOP/s float32; memory 9.0 GB/s; loops: compiled"
+    machine = "products 8 GFLOP/s float32; memory 9.0 GB/s; loops: compiled; threads: 4"
+    assert lines[0] == f"this machine: {machine}"
     header = next(line for line in lines if line.startswith("experiment"))
     labels = ["experiment", "ms/step", "samples/s", "GFLOP", "product rate", "floor", "x BP"]
     assert re.split("  +", header) == [*labels, "GFLOP x BP", "peak memory"]

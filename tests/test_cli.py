@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_needed_to_look_again(finished):
     folder, _ = finished
     assert (folder / "config.toml").is_file()
     info = json.loads((folder / "run.json").read_text())
-    assert {"npgait", "python", "numpy", "device", "command"} <= set(info)
+    assert {"npgait", "python", "numpy", "device", "threads", "command"} <= set(info)
     for name in ("bp", "fa", "gait-vanilla", "gait"):
         for file in ("checkpoint.h5", "metrics.jsonl", "metrics.csv", "layers.csv"):
             assert (folder / name / file).stat().st_size > 0
