@@ -10,22 +10,24 @@ from math import prod
 from threadpoolctl import threadpool_limits
 
 from npgait.network import Network
+from npgait.parallel import thread_count
 
-# Multiplications of a layer product from which a second thread pays. Measured: x W, W W^T and one solve
-# take as long with one thread as with two at 32 x 128 x 128 (0.5 million), and 1.5 times as long at
+# Multiplications of a layer product that a thread is worth. Measured: x W, W W^T and one solve take as
+# long with one thread as with two at 32 x 128 x 128 (0.5 million), and 1.5 times as long at
 # 64 x 256 x 256 (4 million).
 PAYS = 2_000_000
 
 
 def blas_threads(network: Network, batch_size: int) -> AbstractContextManager[object]:
-    """Limit BLAS to one thread while a small network trains.
+    """Limit BLAS to as many threads as a network's products are worth while it trains.
 
     Small products gain nothing from threads, and where another process wants the same cores, threads
     that wait for each other make them fifty times slower.
     """
     # A sample gives a product as many rows as its map has positions, one of a dense layer.
     largest = max(layer.W.size * prod(layer.shape_out[:-1]) for layer in network.layers) * batch_size
-    return threadpool_limits(1 if largest < PAYS else None, user_api="blas")
+    worth = -(-largest // PAYS)
+    return threadpool_limits(worth if worth < thread_count() else None, user_api="blas")
 
 
 def keep_memory() -> None:

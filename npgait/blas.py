@@ -19,7 +19,7 @@ from npgait.backend import Array, array_module, lower_symmetric_product
 from npgait.cublas import recording
 from npgait.kernels.loops import switched_off
 from npgait.layout import AS_IS, TRANSPOSED, layout
-from npgait.parallel import blas_threads, controller, in_threads, slices
+from npgait.parallel import controller, in_threads, slices, thread_count
 
 SMALL = 1 << 15  # values of a matrix, below which NumPy is as fast
 LEAST = 225  # rows of the blocks that A A^T is cut into: smaller ones are slow to multiply
@@ -126,7 +126,7 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
     parts: list[Block] = []
     for A, G in zip(matrices, products, strict=True):
-        blocks = slices(len(A), -(-len(A) // _cuts(len(A), blas_threads())))
+        blocks = slices(len(A), -(-len(A) // _cuts(len(A), thread_count())))
         parts += [(A, G, rows, columns) for k, rows in enumerate(blocks) for columns in blocks[: k + 1]]
 
     def multiply(part: Block) -> None:

@@ -39,7 +39,7 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part], x: Array) 
     x : array
         Says where the work is done.
     """
-    threads = 1 if array_module(x) is not np or len(parts) < 2 else blas_threads()
+    threads = 1 if array_module(x) is not np or len(parts) < 2 else thread_count()
     # BLAS has one number of threads for the whole process, so only one thread at a time sets it.
     if threads < 2 or not _sharing_out.acquire(blocking=False):
         return [work(part) for part in parts]
@@ -109,7 +109,7 @@ def stretches(x: Array) -> list[slice]:
     """Return the stretches of the leading axis that threads share; one, where x is small."""
     if array_module(x) is not np or x.size < WORTH_THREADS:
         return [slice(None)]
-    parts = max(PARTS, min(blas_threads(), PARTS * x.size // WORTH_THREADS))
+    parts = max(PARTS, min(thread_count(), PARTS * x.size // WORTH_THREADS))
     return slices(len(x), -(-len(x) // parts))
 
 
@@ -140,7 +140,7 @@ def controller() -> Any:
     return ThreadpoolController()
 
 
-def blas_threads() -> int:
+def thread_count() -> int:
     """Return how many threads BLAS takes at present: 1 where a user or another library limits it."""
     libraries = controller().lib_controllers
     return max((lib.num_threads for lib in libraries if lib.user_api == "blas"), default=1)

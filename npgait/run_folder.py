@@ -28,7 +28,7 @@ from npgait.backend import Device
 from npgait.files import can_be_file, holds, read_text, write_text
 from npgait.kernels import loops
 from npgait.metrics import LayerMeasures
-from npgait.parallel import blas_threads
+from npgait.parallel import thread_count
 
 CHECKPOINT, CONFIG, INFO, PLOTS = "checkpoint.h5", "config.toml", "run.json", "plots"
 METRICS, METRICS_CSV, LAYERS_CSV = "metrics.jsonl", "metrics.csv", "layers.csv"
@@ -82,7 +82,7 @@ def describe_environment(device: Device, command: Sequence[str]) -> dict[str, An
         "platform": platform.platform(),
         "device": device.name,
         "loops": loops.in_use(),
-        "threads": blas_threads(),
+        "threads": thread_count(),
         "command": list(command),
     }
 

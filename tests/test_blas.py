@@ -101,7 +101,7 @@ def test_symmetric_products_are_those_with_the_transpose(
     sizes, least, threads, seed, dtype, loops, monkeypatch
 ):
     monkeypatch.setattr(blas, "LEAST", least)
-    monkeypatch.setattr(blas, "blas_threads", lambda: threads)
+    monkeypatch.setattr(blas, "thread_count", lambda: threads)
     rng = np.random.default_rng(seed)
     matrices = [rng.standard_normal(shape).astype(dtype) for shape in sizes]
     for as_they_are in (True, False):  # or transposed
@@ -119,7 +119,7 @@ def test_symmetric_products_are_those_with_the_transpose(
 )
 def test_each_thread_has_a_block_of_a_symmetric_product_that_is_large(n, threads, blocks, monkeypatch):
     parts = []
-    monkeypatch.setattr(blas, "blas_threads", lambda: threads)
+    monkeypatch.setattr(blas, "thread_count", lambda: threads)
     monkeypatch.setattr(blas, "in_threads", lambda work, of_all, x: parts.extend(of_all))
     symmetric_products([np.zeros((n, 4), np.float32)])
     assert len(parts) == blocks

@@ -558,7 +558,7 @@ def test_only_the_backend_imports_cupy_and_the_core_knows_neither_cli_nor_loader
         assert "npgait.cli" not in path.read_text(), path
 
 
-def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are():
+def test_a_network_takes_as_many_threads_as_its_products_are_worth_and_there_are(monkeypatch):
     from threadpoolctl import threadpool_info
 
     from npgait.cli.threads import blas_threads
@@ -572,6 +572,11 @@ def test_a_small_network_takes_one_thread_and_a_large_one_as_many_as_there_are()
     with blas_threads(models.square(784, 10), 60):
         assert threads() == before
     assert threads() == before
+    monkeypatch.setattr("npgait.cli.threads.thread_count", lambda: 64)
+    monkeypatch.setattr("npgait.cli.threads.threadpool_limits", lambda limits, user_api: limits)
+    sizes = ((64, 128, 32), (64, 256, 64), (784, 784, 60), (784, 1024, 256))
+    limits = [blas_threads(models.square(n, 10, width=width), size) for n, width, size in sizes]
+    assert limits == [1, 3, 19, None]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_memory speaks to glibc")

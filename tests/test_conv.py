@@ -259,7 +259,7 @@ def test_slices_of_the_batch_change_nothing_and_bound_the_patches(size, patch_by
 def test_a_batch_is_shared_out_in_fewer_parts_where_there_is_little_to_do(
     window, used, threads, shares, monkeypatch
 ):
-    monkeypatch.setattr(conv, "blas_threads", lambda: threads)
+    monkeypatch.setattr(conv, "thread_count", lambda: threads)
     W = np.zeros((window.patch_size, used), np.float32)
     layer = Conv2D(W, np.zeros(used, np.float32), window)
     x = np.zeros((64, *layer.shape_in), np.float32)

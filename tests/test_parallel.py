@@ -62,14 +62,14 @@ def test_no_more_threads_are_woken_than_there_are_parts(monkeypatch):
             woken.append(work)
             return Future()
 
-    monkeypatch.setattr(parallel, "blas_threads", lambda: 64)
+    monkeypatch.setattr(parallel, "thread_count", lambda: 64)
     monkeypatch.setattr(parallel, "_pool", lambda process, threads: Pool())
     assert in_threads(lambda part: 2 * part, [1, 2, 3], np.zeros(1)) == [2, 4, 6]
     assert len(woken) == 2
 
 
 def test_work_on_a_device_is_asked_for_by_one_thread(fake_gpu, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(parallel, "blas_threads", lambda: pytest.fail("BLAS has no part in it"))
+    monkeypatch.setattr(parallel, "thread_count", lambda: pytest.fail("BLAS has no part in it"))
     threads = in_threads(lambda part: threading.current_thread(), SLICES, fake_gpu.xp.zeros(30))
     assert threads == [threading.current_thread()] * len(SLICES)
 
@@ -100,7 +100,7 @@ def test_stretches_cover_an_array_once(shape):
 
 @pytest.mark.parametrize(("threads", "parts"), [(1, 4), (2, 4), (6, 6), (64, 8)])
 def test_stretches_are_as_many_as_threads_where_that_leaves_each_enough(threads, parts, monkeypatch):
-    monkeypatch.setattr(parallel, "blas_threads", lambda: threads)
+    monkeypatch.setattr(parallel, "thread_count", lambda: threads)
     x = np.zeros((64, WORTH_THREADS // 32), np.int8)
     assert len(stretches(x)) == parts
 
@@ -146,7 +146,7 @@ def test_one_thread_at_a_time_limits_blas_whose_threads_are_those_of_a_process(m
             limits.append(threading.current_thread())
             yield
 
-    monkeypatch.setattr(parallel, "blas_threads", lambda: 2)
+    monkeypatch.setattr(parallel, "thread_count", lambda: 2)
     monkeypatch.setattr(parallel, "controller", Controller)
     inside, done = threading.Event(), threading.Event()
 

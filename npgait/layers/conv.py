@@ -26,7 +26,7 @@ from npgait.layers.patch_products import (
     product_adder,
 )
 from npgait.layers.patches import Window, count_patches
-from npgait.parallel import blas_threads, in_threads, slices
+from npgait.parallel import in_threads, slices, thread_count
 from npgait.sums import column_sums
 from npgait.validation import check_activation, check_parameters, whole
 
@@ -281,7 +281,7 @@ class Conv2D:
         size, on_cpu = len(batch), array_module(batch) is np
         if on_cpu:
             operations = 2 * size * rows * columns * self.W.shape[0] * self.used
-            size = -(-size // _shares(operations, blas_threads()))
+            size = -(-size // _shares(operations, thread_count()))
         if not multiplied_in_loops(batch, self.W):
             most_bytes = min(self.patch_bytes, CACHE_BYTES) if on_cpu else self.patch_bytes
             size = min(size, most_bytes // (rows * columns * len(self.W) * batch.dtype.itemsize))
