@@ -145,7 +145,6 @@ def test_a_file_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
 def test_a_file_is_synced_on_windows_though_that_wants_it_open_to_write(tmp_path, monkeypatch):
     def fsync(descriptor):
         if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_RDWR:
@@ -159,6 +158,7 @@ def test_a_file_is_synced_on_windows_though_that_wants_it_open_to_write(tmp_path
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks as on POSIX")
 def test_a_lock_is_exclusive_where_it_takes_a_file_that_is_open_to_write(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
