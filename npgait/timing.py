@@ -16,7 +16,7 @@ from npgait.backend import Array, Device, memory_taken, synchronise
 from npgait.inverse import SolveReport
 from npgait.network import Layer, Network
 from npgait.orthogonality import gram
-from npgait.parallel import in_threads, slices, thread_count
+from npgait.parallel import in_threads, stretches
 from npgait.replay import Stepper
 from npgait.step import Recipe, train_step
 
@@ -49,7 +49,7 @@ def bandwidth(device: Device, *, size: int | None = None, repeats: int = 5) -> f
     xp, size = device.xp, size or (1 << 29 if device.is_gpu else 1 << 26)
     n = size // 4
     a, b = xp.ones(n, np.float32), xp.ones(n, np.float32)
-    parts = slices(n, n if device.is_gpu else n // max(4, thread_count()))
+    parts = stretches(a)
 
     def add(part: slice) -> None:
         xp.add(a[part], b[part], out=a[part])

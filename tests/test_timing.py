@@ -60,6 +60,7 @@ def test_what_is_added_to_measure_memory_is_of_the_size_asked_for_and_added_whol
         added.append((x.nbytes, len(parts), bool((x == 1 + len(added) + 1).all())))
 
     monkeypatch.setattr(timing, "in_threads", in_threads)
+    monkeypatch.setattr("npgait.parallel.WORTH_THREADS", 100)  # as many values as there are
     timing.bandwidth(CPU, size=400, repeats=2)
     assert added == [(400, 4, True)] * 3
 
