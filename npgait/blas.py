@@ -125,8 +125,9 @@ def symmetric_products(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     products = [np.empty((len(A), len(A)), A.dtype) for A in matrices]
     parts: list[Block] = []
+    threads = thread_count()
     for A, G in zip(matrices, products, strict=True):
-        blocks = slices(len(A), -(-len(A) // _cuts(len(A), thread_count())))
+        blocks = slices(len(A), -(-len(A) // _cuts(len(A), threads)))
         parts += [(A, G, rows, columns) for k, rows in enumerate(blocks) for columns in blocks[: k + 1]]
 
     def multiply(part: Block) -> None:
@@ -194,8 +195,8 @@ def _found(name: str, dtype: np.dtype) -> tuple[Any, Any] | None:
     """Return a function of NumPy's own BLAS and the type of its integers, or None."""
     if switched_off() or dtype not in TYPES:
         return None
-    apis = [controller().select(internal_api=api) for api in LIBRARIES]
-    for library in [library for api in apis for library in api.lib_controllers]:
+    there = [lib for api in LIBRARIES for lib in controller().select(internal_api=api).lib_controllers]
+    for library in there:
         for pattern, integer in PATTERNS.items():
             got = getattr(library.dynlib, pattern.format(TYPES[dtype][0] + name), None)
             if got is not None:
